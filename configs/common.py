@@ -1,0 +1,173 @@
+"""What configs share: words, fields every config has, data presets."""
+
+import difflib
+import re
+
+import ml_collections
+from ml_collections import config_dict
+
+# Sizes of `models.VARIANTS`; RePre's decoder width for each (at most 4 % more
+# FLOPs than any base method with one decoded view, and mini as it comes).
+DECODER_WIDTH = dict(mini=48, ti=64, s=128, b=256, l=384)
+ENCODERS = tuple(f'vit_{size}' for size in DECODER_WIDTH)
+
+
+def base() -> ml_collections.ConfigDict:
+  """The fields that every config has.
+
+  Returns:
+    A config without data, encoder and method.
+  """
+  return ml_collections.ConfigDict(
+    dict(
+      task='pretrain',
+      seed=0,
+      batch_size=256,  # over all devices
+      epochs=100.0,
+      steps=config_dict.placeholder(int),  # wins over epochs
+      log_every=50,  # these four in steps
+      eval_every=1000,
+      checkpoint_every=1000,
+      keep_checkpoints=3,
+      init_from=config_dict.placeholder(str),  # a workdir to start from
+      checkpoint=config_dict.placeholder(str),  # downstream tasks: what to read
+      resume='auto',  # 'force' continues a run with another config
+      dtype='float32',  # 'bfloat16' computes; parameters stay float32
+      fsdp=1,  # devices that share one copy of the parameters
+      chunks=1,  # parts of the batch that pass the encoder one by one
+      nonfinite_limit=20,  # so many bad steps in a row stop the run
+      knn=dict(k=20, temperature=0.07, batch_size=256, which='student'),
+    )
+  )
+
+
+def parse(
+  arg: str | None, *, encoder: str, data: str, flags: tuple[str, ...] = ()
+) -> ml_collections.ConfigDict:
+  """Reads the words behind the colon of `--config=FILE:words`.
+
+  Args:
+    arg: comma-separated words, in any order.
+    encoder: the encoder word when none is given.
+    data: the data word when none is given.
+    flags: words that are on or off.
+
+  Returns:
+    {encoder, size, patch, data, **flags}.
+
+  Raises:
+    ValueError: a word that is none of these, with the nearest known one.
+  """
+  words = dict(encoder=encoder, data=data, **dict.fromkeys(flags, False))
+  for word in filter(None, (arg or '').split(',')):
+    if word in DATA:
+      words['data'] = word
+    elif word in flags:
+      words[word] = True
+    elif re.fullmatch(rf'({"|".join(ENCODERS)})[1-9]\d*', word):
+      words['encoder'] = word
+    else:
+      known = [*DATA, *flags, *(f'{e}16' for e in ENCODERS)]
+      near = difflib.get_close_matches(word, known, n=1, cutoff=0)[0]
+      raise ValueError(
+        f'unknown config word {word!r}; did you mean {near!r}? Known: data '
+        f'{", ".join(DATA)}; encoders {", ".join(ENCODERS)} followed by the '
+        f'patch size; flags {", ".join(flags) or "none"}'
+      )
+  size, patch = re.fullmatch(r'[a-z]+_([a-z]+)(\d+)', words['encoder']).groups()
+  return ml_collections.ConfigDict(dict(words, size=size, patch=int(patch)))
+
+
+def _data(name: str, **fields) -> dict:
+  return (
+    dict(
+      name=name,
+      data_dir=config_dict.placeholder(str),
+      split='train',
+      test_split='test',
+      mode='auto',
+      image_size=224,
+    )
+    | fields
+  )
+
+
+def photos() -> dict:
+  """Tiles of photographs that ship with scikit-image and scikit-learn."""
+  return _data('photos', image_size=32, tile=64, gray=True)
+
+
+def cifar10() -> dict:
+  """CIFAR-10 through TFDS, prepared under `data_dir`."""
+  return _data('cifar10', image_size=32)
+
+
+def arrays() -> dict:
+  """An .npz file of your own, named by `data_dir`."""
+  return _data('arrays', test_split='')
+
+
+DATA = dict(photos=photos, cifar10=cifar10, arrays=arrays)
+
+
+def encoder(word: str, **fields) -> dict:
+  """Fields of the encoder; see `models.vit.ViT`."""
+  return (
+    dict(
+      name=word,
+      pool='cls',
+      drop_path=0.0,
+      remat=False,
+      attention_impl='auto',
+      mean=config_dict.placeholder(tuple),  # of the images in [0, 1]; None:
+      std=config_dict.placeholder(tuple),  # ImageNet's, or 0.5 if not RGB
+    )
+    | fields
+  )
+
+
+def repre(size: str, **fields) -> dict:
+  """RePre's branch, with the decoder width that suits an encoder size."""
+  return (
+    dict(
+      width=DECODER_WIDTH[size],
+      levels=4,
+      fusion_layers=2,
+      view='view1',
+      weighting='uncertainty',
+      weights=(1.0, 1.0),  # of contrast and pixels, where weighting='fixed'
+      weighting_lr=1e-3,
+    )
+    | fields
+  )
+
+
+def adamw(*, base_lr: float, decay: float, warmup_epochs: float) -> dict:
+  """AdamW; `base_lr` is per 256 images, the rate is base_lr · batch / 256."""
+  return dict(
+    name='adamw',
+    base_lr=base_lr,
+    decay=decay,
+    warmup_epochs=warmup_epochs,
+    hyper=dict(b1=0.9, b2=0.999, eps=1e-8),
+  )
+
+
+def moco_views(
+  size: int, *, min_scale: float = 0.08, blur: bool = True
+) -> dict:
+  """MoCo v3's two views (authors' code, `main_moco.py`).
+
+  Args:
+    size: side in pixels.
+    min_scale: smallest area of the crop.
+    blur: off for small images, whose detail a σ of 2 pixels wipes out.
+
+  Returns:
+    Fields of `input_pipeline.views.View` by view name.
+  """
+  shared = dict(size=size, scale=(min_scale, 1.0))
+  return dict(
+    view1=dict(shared, blur=1.0 if blur else 0.0, solarize=0.0),
+    view2=dict(shared, blur=0.1 if blur else 0.0, solarize=0.2),
+  )

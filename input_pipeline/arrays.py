@@ -1,0 +1,156 @@
+"""Images as one uint8 array: the record, and reading it from a file."""
+
+import dataclasses
+import os
+import zipfile
+
+import numpy as np
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arrays:
+  """A data set that fits into memory.
+
+  Attributes:
+    name: for messages.
+    images: uint8 [n, h, w, c], n at least 1.
+    labels: int32 [n] within 0..len(classes)-1, or None.
+    classes: names of the labels; empty without labels.
+  """
+
+  name: str
+  images: np.ndarray
+  labels: np.ndarray | None = None
+  classes: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    images, labels = self.images, self.labels
+    if images.dtype != np.uint8:
+      raise ValueError(
+        f'{self.name}: images must be uint8, got {images.dtype}; convert '
+        'floats in [0, 1] with (255 * images).round().astype(np.uint8)'
+      )
+    if images.ndim != 4 or 0 in images.shape:
+      raise ValueError(
+        f'{self.name}: images must be [n, h, w, c] and not empty, got shape '
+        f'{images.shape}'
+      )
+    if labels is None:
+      return
+    if not np.issubdtype(labels.dtype, np.integer):
+      raise ValueError(
+        f'{self.name}: labels must be integers, got {labels.dtype}'
+      )
+    if labels.shape != (len(images),):
+      raise ValueError(
+        f'{self.name}: {len(images)} images need labels of shape '
+        f'({len(images)},), got {labels.shape}'
+      )
+    if labels.min() < 0 or labels.max() >= len(self.classes):
+      raise ValueError(
+        f'{self.name}: labels {labels.min()}..{labels.max()} are outside the '
+        f'{len(self.classes)} classes'
+      )
+
+  def __len__(self):
+    return len(self.images)
+
+
+def fit(images: np.ndarray, size: int) -> np.ndarray:
+  """Cuts out the central squares and resizes them, antialiased bilinear.
+
+  Args:
+    images: uint8 [n, h, w, c].
+    size: side of the result in pixels.
+
+  Returns:
+    uint8 [n, size, size, c]; the input itself if it has that size.
+  """
+  _, height, width, channels = images.shape
+  if height == width == size:
+    return images
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  # Cut before resizing: Pillow's `box` would let the filter look outside.
+  images = images[:, top : top + side, left : left + side]
+
+  def resize(image):
+    image = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+  if channels == 3:
+    return np.stack([resize(image) for image in images])
+  # One by one: Pillow would take a fourth channel for transparency.
+  return np.stack(
+    [
+      np.stack([resize(image[..., i]) for i in range(channels)], axis=-1)
+      for image in images
+    ]
+  )
+
+
+def from_npz(
+  *,
+  split: str = 'train',
+  data_dir: str | os.PathLike | None = None,
+  image_size: int | None = None,
+) -> Arrays:
+  """Reads an `.npz` file.
+
+  The file holds `{split}_images`, uint8 [n, h, w] or [n, h, w, c], and may hold
+  `{split}_labels` (integers [n]) and `classes` (names). `images` and `labels`
+  stand for the split 'train'. Floats are refused: what they are scaled to
+  cannot be seen from the file.
+
+  Args:
+    split: prefix of the keys.
+    data_dir: path of the file.
+    image_size: side in pixels to fit the images to; None leaves them.
+
+  Returns:
+    The data set.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: not an `.npz` file, a key is missing, or the contents are not
+      what `Arrays` takes.
+  """
+  if not data_dir or not os.path.isfile(data_dir):
+    raise FileNotFoundError(
+      f"source 'arrays' needs data_dir to be an .npz file, got {data_dir!r}"
+    )
+  try:
+    with np.load(data_dir, allow_pickle=False) as file:
+      keys = set(file.files)
+      prefix = f'{split}_'
+      if split == 'train' and 'train_images' not in keys:
+        prefix = ''
+      if f'{prefix}images' not in keys:
+        raise ValueError(
+          f"{data_dir}: no '{split}_images' for the split {split!r}; found "
+          f'{sorted(keys)}'
+        )
+      images = file[f'{prefix}images']
+      labels = file.get(f'{prefix}labels')
+      classes = file.get('classes')
+  except (zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+    raise ValueError(f'{data_dir}: not a readable .npz file') from error
+  if images.ndim == 3:
+    images = images[..., None]
+  if labels is None:
+    classes = ()
+  elif classes is None:
+    count = int(labels.max()) + 1 if labels.size else 0
+    classes = tuple(str(i) for i in range(count))
+  arrays = Arrays(
+    name=os.fspath(data_dir),
+    images=images,
+    labels=labels,
+    classes=tuple(str(name) for name in classes),
+  )
+  return dataclasses.replace(
+    arrays,
+    images=fit(images, image_size) if image_size else images,
+    labels=None if labels is None else labels.astype(np.int32),
+  )

@@ -1,0 +1,220 @@
+"""A small data set that lives on the device, cropped and augmented there.
+
+The images are put there once; a step receives nothing but the indices of its
+batch. No host work, no TensorFlow.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+
+from input_pipeline import order
+from input_pipeline.arrays import Arrays, fit
+from input_pipeline.augment import augment
+from input_pipeline.views import View
+
+# What `render` returns beside the views.
+RESERVED = ('label', 'index')
+
+
+class Resident:
+  """Training batches from arrays on the device.
+
+  Attributes:
+    arrays: the data set on the host.
+    views: the views by name; their order numbers the keys of the augmentation.
+    batch_size: global batch size.
+    seed: of the order.
+    size: number of examples.
+    steps_per_epoch: whole batches in an epoch; the remainder is dropped.
+  """
+
+  def __init__(
+    self,
+    arrays: Arrays,
+    views: Mapping[str, View],
+    *,
+    batch_size: int,
+    seed: int,
+    shardings: tuple[jax.sharding.Sharding, jax.sharding.Sharding]
+    | None = None,
+  ):
+    """Checks everything and puts the data on the device.
+
+    Args:
+      arrays: the data set; every process passes the same.
+      views: a `View` by name.
+      batch_size: global batch size.
+      seed: of the order.
+      shardings: (of [b] arrays over the batch, of the replicated data set);
+        None for the default device.
+
+    Raises:
+      ValueError: no views, a reserved name, a crop below one pixel, a batch
+        larger than the data set or not divisible among the devices.
+    """
+    self.arrays, self.views = arrays, dict(views)
+    self.batch_size, self.seed, self.size = batch_size, seed, len(arrays)
+    self.steps_per_epoch = order.steps_per_epoch(
+      size=self.size, batch_size=batch_size
+    )
+    _check_views(self.views, arrays)
+    batch_sharding, data_sharding = shardings or (None, None)
+    _check_divisible(batch_size, batch_sharding)
+    self._batch_sharding = batch_sharding
+    self._constant = {
+      'images': _put(arrays.images, data_sharding),
+      'row': _put(np.arange(batch_size, dtype=np.int32), batch_sharding),
+    }
+    if arrays.labels is not None:
+      self._constant['labels'] = _put(arrays.labels, data_sharding)
+
+  def indices(self, step: int) -> np.ndarray:
+    """The examples of a step, on the host.
+
+    Args:
+      step: training step, from 0.
+
+    Returns:
+      int64 [batch_size], indices into the data set.
+    """
+    return order.batch_indices(
+      step, size=self.size, batch_size=self.batch_size, seed=self.seed
+    )
+
+  def batch(self, step: int) -> dict[str, jax.Array]:
+    """What the jitted step receives.
+
+    Args:
+      step: training step, from 0.
+
+    Returns:
+      'index' int32 [b] and 'row' int32 [b] (place in the global batch), both
+      sharded; 'images' uint8 [n, h, w, c] and, if there are any, 'labels' int32
+      [n]: the whole data set, by reference.
+    """
+    index = _put(self.indices(step).astype(np.int32), self._batch_sharding)
+    return self._constant | {'index': index}
+
+  def render(
+    self, batch: Mapping[str, jax.Array], rng: jax.Array
+  ) -> dict[str, jax.Array]:
+    """Gathers and augments the images of a batch; pure, for use inside jit.
+
+    An image's key is folded from `rng`, the number of the view and the global
+    row, so the result does not depend on how rows are spread over devices.
+
+    Args:
+      batch: from `batch`.
+      rng: typed PRNG key of the step.
+
+    Returns:
+      Each view by name, float32 [b, *size, c] in [0, 1]; 'index' int32 [b]; and
+      'label' int32 [b] if there are labels.
+    """
+    index, row = batch['index'], batch['row']
+    images = batch['images'].at[index].get(mode='promise_in_bounds')
+    out = {'index': index}
+    if 'labels' in batch:
+      out['label'] = batch['labels'].at[index].get(mode='promise_in_bounds')
+    fold_rows = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    for number, (name, view) in enumerate(self.views.items()):
+      keys = fold_rows(jax.random.fold_in(rng, number), row)
+      out[name] = augment(images, view, keys)
+    return out
+
+
+def _check_views(views: Mapping[str, View], arrays: Arrays) -> None:
+  if not views:
+    raise ValueError('views must hold at least one view')
+  if reserved := sorted(set(views) & set(RESERVED)):
+    raise ValueError(
+      f'views must not be named {reserved}: {RESERVED} are taken'
+    )
+  height, width = arrays.images.shape[1:3]
+  for name, view in views.items():
+    if (side := math.sqrt(view.scale[0] * height * width)) < 1:
+      raise ValueError(
+        f'view {name!r}: crops of {view.scale[0]} of {height}x{width} px have '
+        f'{side:.2f} px a side; use a scale of at least '
+        f'{1 / (height * width):.2g}'
+      )
+
+
+def _check_divisible(
+  batch_size: int, sharding: jax.sharding.Sharding | None
+) -> None:
+  """Refuses batches that do not split evenly, naming the nearest that do."""
+  if sharding is None:
+    return
+  devices = sharding.num_devices // _copies(sharding)
+  if batch_size % devices:
+    lower = batch_size // devices * devices
+    near = [size for size in (lower, lower + devices) if size]
+    raise ValueError(
+      f'batch_size {batch_size} does not divide among {devices} devices; '
+      f'nearest: {" or ".join(map(str, near))}'
+    )
+
+
+def _copies(sharding: jax.sharding.Sharding) -> int:
+  """How many devices hold the same part of a [b] array."""
+  # As many rows as devices always divide.
+  (rows,) = sharding.shard_shape((sharding.num_devices,))
+  return rows
+
+
+def _put(
+  array: np.ndarray, sharding: jax.sharding.Sharding | None
+) -> jax.Array:
+  """Host array, the same on every process -> global device array."""
+  if sharding is None:
+    return jax.device_put(array)
+  # With several processes each one fills in what its devices own. A transfer
+  # guard around the training loop would take this for an implicit transfer.
+  with jax.transfer_guard_host_to_device('allow'):
+    return jax.make_array_from_callback(
+      array.shape, sharding, lambda index: array[index]
+    )
+
+
+def eval_batches(
+  arrays: Arrays, batch_size: int, *, size: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Every image once, in order, in batches of equal size.
+
+  Images of another size are cut to the central square and resized (see `fit`).
+
+  Args:
+    arrays: the data set.
+    batch_size: rows of every batch, the last one padded with zeros.
+    size: side of the images in pixels.
+
+  Yields:
+    'images' uint8 [b, size, size, c], 'index' int32 [b], 'valid' bool [b]
+    (False marks padding) and, if there are labels, 'label' int32 [b].
+
+  Raises:
+    ValueError: `batch_size` or `size` is below 1.
+  """
+  if batch_size < 1 or size < 1:
+    raise ValueError(
+      f'batch_size and size must be at least 1, got {batch_size} and {size}'
+    )
+  for start in range(0, len(arrays), batch_size):
+    part = slice(start, start + batch_size)
+    images = fit(arrays.images[part], size)
+    batch = {
+      'images': images,
+      'index': np.arange(start, start + len(images), dtype=np.int32),
+      'valid': np.ones(len(images), bool),
+    }
+    if arrays.labels is not None:
+      batch['label'] = arrays.labels[part]
+    missing = batch_size - len(images)
+    yield {
+      key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
+      for key, value in batch.items()
+    }

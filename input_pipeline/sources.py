@@ -1,0 +1,52 @@
+"""Data sets by name, as arrays in memory."""
+
+import difflib
+import functools
+import os
+
+from input_pipeline.arrays import Arrays, from_npz
+from input_pipeline.photos import from_photos
+from input_pipeline.prepared import from_tfds
+
+SOURCES = {
+  'photos': from_photos,
+  'arrays': from_npz,
+  'tfds': from_tfds,
+  'cifar10': functools.partial(from_tfds, tfds_name='cifar10'),
+}
+
+
+def load(
+  name: str,
+  *,
+  split: str = 'train',
+  data_dir: str | os.PathLike | None = None,
+  image_size: int | None = None,
+  **options,
+) -> Arrays:
+  """Loads a data set into memory.
+
+  Args:
+    name: a key of `SOURCES`.
+    split: 'train', 'test', or what the source knows.
+    data_dir: folder or file of the data; 'photos' needs none.
+    image_size: side in pixels to fit the images to; None leaves them.
+    **options: of the source: `tile`, `gray` and `stride` of 'photos',
+      `tfds_name` of 'tfds'.
+
+  Returns:
+    The data set.
+
+  Raises:
+    ValueError: unknown name, or bad contents.
+    FileNotFoundError: the data are not there.
+  """
+  if name not in SOURCES:
+    near = difflib.get_close_matches(name, SOURCES, n=1)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
+    raise ValueError(
+      f'unknown data set {name!r}; {hint}known: {sorted(SOURCES)}'
+    )
+  return SOURCES[name](
+    split=split, data_dir=data_dir, image_size=image_size, **options
+  )

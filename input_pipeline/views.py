@@ -1,0 +1,227 @@
+"""Views: records of numbers that say how an image is shown to a network.
+
+In this field the order of the augmentations is fixed (crop, flip, jitter,
+grey, blur, solarise); only the numbers differ from paper to paper. A view is
+therefore a record, not a program, and a recipe is a function that fills in
+records.
+"""
+
+import dataclasses
+
+RESAMPLES = ('bilinear', 'bicubic')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+  """How to render one view; a probability of 0 takes an op out of the program.
+
+  Images with other than 3 channels have no colours: saturation, hue and grey
+  are left out for them, while brightness, contrast (around the mean of all
+  channels), blur and solarisation stay.
+
+  Attributes:
+    size: side of the view in pixels, or (height, width); stored as the pair.
+    scale: smallest and largest area of the crop, as fractions of the image.
+    ratio: smallest and largest width / height of the crop, log-uniform.
+    flip: probability of a mirror image (left-right).
+    jitter: probability of the colour jitter as a whole.
+    strength: brightness, contrast, saturation and hue. The first three are
+      factors from U[max(0, 1 - s), 1 + s]; the hue moves by U[-s, s] turns,
+      s at most 0.5. An op of strength 0 is left out.
+    gray: probability of removing the colours.
+    blur: probability of a Gaussian blur.
+    sigma: smallest and largest standard deviation of the blur, in pixels.
+    solarize: probability of inverting the values from `threshold` upwards.
+    threshold: of the solarisation, on [0, 1]; Pillow's 128 of 255.
+    resample: 'bilinear' or 'bicubic', both antialiased as in Pillow.
+  """
+
+  size: int | tuple[int, int]
+  scale: tuple[float, float] = (0.08, 1.0)
+  ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  flip: float = 0.5
+  jitter: float = 0.8
+  strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+  gray: float = 0.2
+  blur: float = 0.5
+  sigma: tuple[float, float] = (0.1, 2.0)
+  solarize: float = 0.0
+  threshold: float = 128 / 255
+  resample: str = 'bilinear'
+
+  def __post_init__(self):
+    size = (self.size,) * 2 if isinstance(self.size, int) else self.size
+    # Configs hand over lists; a view must be hashable to be a static argument.
+    object.__setattr__(self, 'size', tuple(size))
+    for name, length in (('scale', 2), ('ratio', 2), ('sigma', 2)):
+      _check_range(name, values := tuple(vars(self)[name]), length)
+      object.__setattr__(self, name, values)
+    object.__setattr__(self, 'strength', tuple(self.strength))
+    if len(self.size) != 2 or any(
+      not isinstance(side, int) or side < 1 for side in self.size
+    ):
+      raise ValueError(
+        f'View.size must be a positive integer or a pair, got {self.size}'
+      )
+    if self.scale[1] > 1:
+      raise ValueError(f'View.scale must not exceed 1, got {self.scale}')
+    for name in ('flip', 'jitter', 'gray', 'blur', 'solarize', 'threshold'):
+      if not 0 <= (value := vars(self)[name]) <= 1:
+        raise ValueError(f'View.{name} must be within 0..1, got {value}')
+    if len(self.strength) != 4 or any(value < 0 for value in self.strength):
+      raise ValueError(
+        'View.strength must hold 4 numbers >= 0 (brightness, contrast, '
+        f'saturation, hue), got {self.strength}'
+      )
+    if self.strength[3] > 0.5:
+      raise ValueError(
+        f'View.strength: hue must be at most 0.5 turns, got {self.strength[3]}'
+      )
+    if self.resample not in RESAMPLES:
+      raise ValueError(
+        f'View.resample must be one of {RESAMPLES}, got {self.resample!r}'
+      )
+
+
+def _check_range(name: str, values: tuple, length: int) -> None:
+  if len(values) != length or not 0 < values[0] <= values[1]:
+    raise ValueError(
+      f'View.{name} must be (smallest, largest) above 0, got {values}'
+    )
+
+
+def moco_v3(size: int = 224, *, min_scale: float = 0.08) -> dict[str, View]:
+  """Two unlike views of MoCo v3 (Chen et al., 2021), after BYOL.
+
+  Source: facebookresearch/moco-v3 main_moco.py; MoBY uses the same numbers.
+
+  Args:
+    size: side of both views in pixels.
+    min_scale: smallest crop area; 0.08 for ViT, 0.2 for ResNet.
+
+  Returns:
+    {'view1': always blurred, 'view2': seldom blurred, sometimes solarised}.
+  """
+  common = dict(size=size, scale=(min_scale, 1.0))
+  return {
+    'view1': View(**common, blur=1.0),
+    'view2': View(**common, blur=0.1, solarize=0.2),
+  }
+
+
+def byol(size: int = 224, *, min_scale: float = 0.08) -> dict[str, View]:
+  """Two views of BYOL (Grill et al., 2020): MoCo v3's with bicubic crops.
+
+  Source: deepmind-research byol/utils/augmentations.py. Differs from it: the
+  brightness is a factor here (as in torchvision), an addend there.
+
+  Args:
+    size: side of both views in pixels.
+    min_scale: smallest crop area.
+
+  Returns:
+    {'view1': View, 'view2': View}.
+  """
+  return {
+    name: dataclasses.replace(view, resample='bicubic')
+    for name, view in moco_v3(size, min_scale=min_scale).items()
+  }
+
+
+def moco_v2(size: int = 224, *, min_scale: float = 0.2) -> dict[str, View]:
+  """Two alike views of MoCo v2 (Chen et al., 2020), also SimSiam's.
+
+  Source: facebookresearch/moco main_moco.py, facebookresearch/simsiam.
+
+  Args:
+    size: side of both views in pixels.
+    min_scale: smallest crop area.
+
+  Returns:
+    {'view1': View, 'view2': View}, equal.
+  """
+  view = View(size=size, scale=(min_scale, 1.0), strength=(0.4, 0.4, 0.4, 0.1))
+  return {'view1': view, 'view2': view}
+
+
+def simclr(
+  size: int = 224, *, min_scale: float = 0.08, strength: float = 1.0
+) -> dict[str, View]:
+  """Two alike views of SimCLR (Chen et al., 2020).
+
+  Source: google-research/simclr data_util.py.
+
+  Args:
+    size: side of both views in pixels.
+    min_scale: smallest crop area.
+    strength: of the colour jitter; 1 on ImageNet, 0.5 on CIFAR-10 (there the
+      paper also leaves out the blur).
+
+  Returns:
+    {'view1': View, 'view2': View}, equal.
+  """
+  view = View(
+    size=size,
+    scale=(min_scale, 1.0),
+    strength=tuple(strength * s for s in (0.8, 0.8, 0.8, 0.2)),
+    resample='bicubic',
+  )
+  return {'view1': view, 'view2': view}
+
+
+def dino(
+  size: int = 224,
+  *,
+  local_size: int = 96,
+  local_count: int = 8,
+  split_scale: float = 0.4,
+  min_scale: float = 0.05,
+) -> dict[str, View]:
+  """Two global and several local views of DINO (Caron et al., 2021).
+
+  Source: facebookresearch/dino main_dino.py.
+
+  Args:
+    size: side of the global views in pixels.
+    local_size: side of the local views in pixels.
+    local_count: number of local views; 0 for none.
+    split_scale: smallest area of a global and largest of a local crop.
+    min_scale: smallest area of a local crop.
+
+  Returns:
+    {'global1': View, 'global2': View, 'local1': View, ...}.
+  """
+  large = dict(size=size, scale=(split_scale, 1.0), resample='bicubic')
+  local = View(
+    size=local_size, scale=(min_scale, split_scale), resample='bicubic'
+  )
+  return {
+    'global1': View(**large, blur=1.0),
+    'global2': View(**large, blur=0.1, solarize=0.2),
+  } | {f'local{i + 1}': local for i in range(local_count)}
+
+
+def crop_only(
+  size: int = 224, *, min_scale: float = 0.2, resample: str = 'bicubic'
+) -> dict[str, View]:
+  """One view that is cropped and flipped, for masked modelling.
+
+  Source: facebookresearch/mae main_pretrain.py; SimMIM crops from 0.67.
+
+  Args:
+    size: side of the view in pixels.
+    min_scale: smallest crop area.
+    resample: 'bilinear' or 'bicubic'.
+
+  Returns:
+    {'image': View}.
+  """
+  view = View(
+    size=size,
+    scale=(min_scale, 1.0),
+    resample=resample,
+    jitter=0.0,
+    gray=0.0,
+    blur=0.0,
+  )
+  return {'image': view}

@@ -1,0 +1,60 @@
+"""What every encoder returns: all levels, final tokens, pooled features."""
+
+from __future__ import annotations
+
+import jax
+from einops import rearrange
+from flax import struct
+
+
+@struct.dataclass
+class Level:
+  """The raw residual stream after one block or stage, before any final norm.
+
+  Attributes:
+    prefix: tokens that stand for no patch, such as CLS, [b, p, d].
+    tokens: patch tokens in row-major order, [b, k, d]; in the compute dtype.
+    grid: (h, w) of the whole image in patches; static.
+    index: where the tokens stand in the grid when a mask hid the others,
+      [b, k] int32, ascending; None when all h * w patches are here.
+  """
+
+  prefix: jax.Array
+  tokens: jax.Array
+  grid: tuple[int, int] = struct.field(pytree_node=False)
+  index: jax.Array | None = None
+
+  def map(self) -> jax.Array:
+    """Returns the patch tokens as a map [b, h, w, d]; the prefix stays out.
+
+    Raises:
+      ValueError: if a mask left only some of the patches.
+    """
+    if self.index is not None:
+      raise ValueError(
+        'a masked level has no full map: place its tokens by level.index, or '
+        'call the encoder without a mask'
+      )
+    h, w = self.grid
+    return rearrange(self.tokens, 'b (h w) d -> b h w d', h=h, w=w)
+
+
+@struct.dataclass
+class Features:
+  """All that one call of an encoder yields; `jit` drops what nobody uses.
+
+  Attributes:
+    levels: one Level per block or stage, shallow to deep.
+    tokens: patch tokens after the final norm, [b, k, d] float32.
+    pooled: the image feature that probes read, [b, d] float32.
+    cls: CLS token after the final norm, [b, d] float32; None without one.
+    merged: maps after patch merging, of encoders that merge patches.
+    attention: {block as asked for: [b, heads, n, n] float32}, n with prefix.
+  """
+
+  levels: tuple[Level, ...]
+  tokens: jax.Array
+  pooled: jax.Array
+  cls: jax.Array | None = None
+  merged: tuple[jax.Array, ...] = ()
+  attention: dict[int, jax.Array] = struct.field(default_factory=dict)

@@ -1,0 +1,134 @@
+"""From pixels to patches and back."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Images that are not RGB have no customary statistics: [0, 1] goes to [-1, 1].
+PLAIN = (0.5,)
+
+
+def per_channel(
+  name: str,
+  values: tuple[float, ...] | None,
+  default: tuple[float, ...],
+  channels: int,
+) -> tuple[float, ...]:
+  """Spells out a per-channel constant.
+
+  Args:
+    name: what to call it in an error.
+    values: one number per channel, a single one for all, or None.
+    default: what None means for three channels; others get `PLAIN`.
+    channels: number of channels c.
+
+  Returns:
+    c numbers.
+
+  Raises:
+    ValueError: if there are neither 1 nor c values.
+  """
+  if values is None:
+    values = default if channels == 3 else PLAIN
+  if len(values) not in (1, channels):
+    raise ValueError(
+      f'{name} has {len(values)} values for {channels} channels: give 1 or '
+      f'{channels}'
+    )
+  return tuple(values) * (channels // len(values))
+
+
+def check_divisible(size: tuple[int, int], patch_size: int) -> None:
+  """Raises ValueError with the nearest (height, width) that patches tile."""
+  if not (size[0] % patch_size or size[1] % patch_size):
+    return
+  lower = [max(s // patch_size, 1) * patch_size for s in size]
+  upper = [-(-s // patch_size) * patch_size for s in size]
+  options = [f'{lower[0]}x{lower[1]}']
+  if upper != lower:
+    options.append(f'{upper[0]}x{upper[1]}')
+  raise ValueError(
+    f'image {size[0]}x{size[1]} is not divisible by patch size {patch_size}; '
+    f'nearest sizes that work: {", ".join(options)}'
+  )
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+  """Cuts images into patches: [b, h*p, w*q, c] -> [b, h, w, p*q*c], p = q.
+
+  Inside a patch the order is row, column, channel.
+
+  Args:
+    images: [b, H, W, c], any dtype.
+    patch_size: side of a patch.
+
+  Returns:
+    [b, H / patch_size, W / patch_size, patch_size**2 * c], same dtype.
+
+  Raises:
+    ValueError: if the patches do not tile the image.
+  """
+  check_divisible(images.shape[1:3], patch_size)
+  return rearrange(
+    images,
+    'b (h p) (w q) c -> b h w (p q c)',
+    p=patch_size,
+    q=patch_size,
+  )
+
+
+def unpatchify(patches: jax.Array, patch_size: int) -> jax.Array:
+  """Undoes `patchify`: [b, h, w, p*q*c] -> [b, h*p, w*q, c], p = q.
+
+  Args:
+    patches: [b, h, w, patch_size**2 * c], any dtype.
+    patch_size: side of a patch.
+
+  Returns:
+    [b, h * patch_size, w * patch_size, c], same dtype.
+
+  Raises:
+    ValueError: if the last axis is not a multiple of patch_size**2.
+  """
+  if patches.shape[-1] % patch_size**2:
+    raise ValueError(
+      f'patches of {patches.shape[-1]} values are not made of '
+      f'{patch_size}x{patch_size} pixels: check patch_size'
+    )
+  return rearrange(
+    patches,
+    'b h w (p q c) -> b (h p) (w q) c',
+    p=patch_size,
+    q=patch_size,
+  )
+
+
+class PatchEmbed(nn.Module):
+  """Linear map of flattened patches, [b, k, p*p*c] -> [b, k, width].
+
+  The parameter `kernel` is [p, p, c, width] (a convolution's HWIO, so weights
+  of others need only PyTorch's OIHW transposed); `bias` is [width]. A product
+  over patches is that convolution, and can be given the visible patches only.
+
+  MoCo v3's initialisation (arXiv:2104.02057, official code): kernel
+  U(+-sqrt(6 / (p * p * c + width))), that is Xavier's over the flattened
+  patch; bias 0.
+  """
+
+  patch_size: int
+  in_channels: int
+  width: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, patches: jax.Array) -> jax.Array:
+    """Embeds patches in the order of `patchify`; returns `dtype`."""
+    p, c = self.patch_size, self.in_channels
+    xavier = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
+    kernel = self.param('kernel', xavier, (p, p, c, self.width))
+    bias = self.param('bias', nn.initializers.zeros, (self.width,))
+    kernel = rearrange(kernel, 'p q c d -> (p q c) d').astype(self.dtype)
+    return patches.astype(self.dtype) @ kernel + bias.astype(self.dtype)

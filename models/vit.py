@@ -1,0 +1,196 @@
+"""Vision transformer in MoCo v3's flavour."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from models import layers, patches
+from models.features import Features, Level
+from models.masking import Mask
+from models.posemb import sincos_2d
+
+# Ti is the extrapolation that solo-learn uses: 12 heads like MoCo v3's S and B
+# (DINO's Ti has 3 and its S has 6). Mini is for 32-px images and patch 4; three
+# heads of 32 are faster on a CPU than four of 24.
+VARIANTS = {
+  'mini': dict(width=96, depth=6, num_heads=3),
+  'ti': dict(width=192, depth=12, num_heads=12),
+  's': dict(width=384, depth=12, num_heads=12),
+  'b': dict(width=768, depth=12, num_heads=12),
+  'l': dict(width=1024, depth=24, num_heads=16),
+}
+
+
+class ViT(nn.Module):
+  """Vision transformer of MoCo v3 (Chen et al., arXiv:2104.02057).
+
+  Pre-norm blocks, fixed 2-D sine-cosine positions (CLS has none), a final
+  LayerNorm. Initialised as the authors do: Xavier-uniform for every d x d
+  matrix of query, key, value and output and for the MLP and the patch kernel,
+  biases 0, CLS N(0, 1e-6^2).
+
+  Parameters: `patch_embed` (kernel [p, p, c, d], bias), `cls` [1, 1, d],
+  `block_i` (norm1, attention/{query, key, value, out}, norm2, mlp/{fc1, fc2})
+  and `norm`. They are float32 whatever `dtype` says.
+
+  Attributes:
+    patch_size: side of a patch in pixels.
+    width: width d of the tokens.
+    depth: number of blocks.
+    num_heads: attention heads.
+    mlp_ratio: hidden width of the MLPs over the width.
+    in_channels: channels c of the images.
+    pool: 'cls', or 'mean' of the patch tokens after the final norm.
+    drop_path: rate of stochastic depth in the last block; linear from 0.
+    remat: recompute each block in the backward pass to save memory.
+    dtype: 'float32' or 'bfloat16': products and residual stream.
+    attention_impl: 'auto', 'einsum', 'xla' or 'cudnn'; see `layers.Attention`.
+    mean: per-channel image mean, or one number for all; None is ImageNet's for
+      three channels and 0.5 otherwise.
+    std: the same for the standard deviation.
+  """
+
+  patch_size: int = 16
+  width: int = 384
+  depth: int = 12
+  num_heads: int = 12
+  mlp_ratio: float = 4
+  in_channels: int = 3
+  pool: str = 'cls'
+  drop_path: float = 0.0
+  remat: bool = False
+  dtype: str = 'float32'
+  attention_impl: str = 'auto'
+  mean: tuple[float, ...] | None = None
+  std: tuple[float, ...] | None = None
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    mask: Mask | None = None,
+    cuts: tuple[int, ...] = (),
+    attention: tuple[int, ...] = (),
+    noise: jax.Array | None = None,
+  ) -> Features:
+    """Encodes a batch of images.
+
+    Args:
+      x: images in [0, 1], [b, H, W, c] float.
+      mask: hides patches; only `mask.visible` enter the blocks, and every
+        level reports them as its index.
+      cuts: blocks (0-based; negative from the end) after which the stream is
+        stop-gradiented, while the level reported there is not.
+      attention: blocks whose attention weights are wanted.
+      noise: uniform numbers in [0, 1) for stochastic depth, [b, 2 * depth];
+        column 2 * i + j is for branch j of block i. None switches it off
+        (teachers, evaluation).
+
+    Returns:
+      Features: one level per block in `dtype`; tokens, cls and pooled after
+      the final norm in float32.
+
+    Raises:
+      ValueError: for images, mask, noise or fields that do not fit together.
+    """
+    self._check(x, mask, noise)
+    cuts = {self._block(i, 'cuts') for i in cuts}
+    maps = {i: self._block(i, 'attention') for i in attention}
+    grid = tuple(side // self.patch_size for side in x.shape[1:3])
+    x = self._embed(x, mask)
+    block_type = nn.remat(layers.Block) if self.remat else layers.Block
+    rates = layers.drop_path_rates(self.depth, self.drop_path)
+    levels, weights = [], {}
+    for i in range(self.depth):
+      block = block_type(
+        num_heads=self.num_heads,
+        mlp_ratio=self.mlp_ratio,
+        drop_path=rates[i],
+        dtype=layers.compute_dtype(self.dtype),
+        attention_impl=self.attention_impl,
+        with_map=i in maps.values(),
+        name=f'block_{i}',
+      )
+      branches = None if noise is None else noise[:, 2 * i : 2 * i + 2]
+      x, weights[i] = block(x, branches)
+      index = None if mask is None else mask.visible
+      levels.append(Level(x[:, :1], x[:, 1:], grid, index))
+      if i in cuts:
+        x = jax.lax.stop_gradient(x)
+    # float32 from here on, for losses and for what probes store.
+    x = layers.layer_norm('norm')(x)
+    cls, tokens = x[:, 0], x[:, 1:]
+    return Features(
+      levels=tuple(levels),
+      tokens=tokens,
+      pooled=cls if self.pool == 'cls' else tokens.mean(axis=1),
+      cls=cls,
+      attention={asked: weights[i] for asked, i in maps.items()},
+    )
+
+  def _embed(self, x: jax.Array, mask: Mask | None) -> jax.Array:
+    """Images [b, H, W, c] to CLS and visible tokens, [b, 1 + k, d]."""
+    dtype = layers.compute_dtype(self.dtype)
+    c = self.in_channels
+    mean = patches.per_channel('mean', self.mean, patches.IMAGENET_MEAN, c)
+    std = patches.per_channel('std', self.std, patches.IMAGENET_STD, c)
+    x = (x - jnp.array(mean)) / jnp.array(std)
+    x = patches.patchify(x, self.patch_size)
+    positions = jnp.asarray(sincos_2d(x.shape[1:3], self.width))
+    x = rearrange(x, 'b h w f -> b (h w) f')
+    if mask is not None:
+      # Choosing patches before embedding them is the same as choosing tokens
+      # after it, without the work for the hidden ones.
+      x = jnp.take_along_axis(x, mask.visible[:, :, None], axis=1)
+      positions = positions[mask.visible]
+    x = patches.PatchEmbed(
+      patch_size=self.patch_size,
+      in_channels=c,
+      width=self.width,
+      dtype=dtype,
+      name='patch_embed',
+    )(x)
+    x = x + positions.astype(dtype)
+    cls = self.param('cls', nn.initializers.normal(1e-6), (1, 1, self.width))
+    cls = jnp.broadcast_to(cls.astype(dtype), (x.shape[0], 1, self.width))
+    return jnp.concatenate([cls, x], axis=1)
+
+  def _block(self, index: int, name: str) -> int:
+    """Resolves a block number that may count from the end."""
+    if not -self.depth <= index < self.depth:
+      raise ValueError(
+        f'{name} names block {index}, but the encoder has blocks 0 to '
+        f'{self.depth - 1} (or -{self.depth} to -1)'
+      )
+    return index % self.depth
+
+  def _check(
+    self, x: jax.Array, mask: Mask | None, noise: jax.Array | None
+  ) -> None:
+    """Raises ValueError, before anything compiles, for what cannot work."""
+    if self.pool not in ('cls', 'mean'):
+      raise ValueError(f"unknown pool {self.pool!r}; known: 'cls', 'mean'")
+    if x.ndim != 4:
+      raise ValueError(f'images must be [b, H, W, c], not {list(x.shape)}')
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      raise ValueError(
+        f'images must be floats in [0, 1], not {x.dtype}: divide by 255'
+      )
+    b, height, width, channels = x.shape
+    if channels != self.in_channels:
+      raise ValueError(
+        f'images have {channels} channels, the encoder takes '
+        f'{self.in_channels}: convert them or set in_channels={channels}'
+      )
+    patches.check_divisible((height, width), self.patch_size)
+    n = height * width // self.patch_size**2
+    if mask is not None and mask.hidden.shape != (b, n):
+      raise ValueError(
+        f'mask is {list(mask.hidden.shape)}, the images have [{b}, {n}] patches'
+      )
+    if noise is not None and noise.shape != (b, 2 * self.depth):
+      raise ValueError(
+        f'noise is {list(noise.shape)}, stochastic depth needs '
+        f'[{b}, {2 * self.depth}]'
+      )

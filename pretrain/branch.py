@@ -1,0 +1,104 @@
+"""A branch: levels of the encoder -> decoder -> target, and an error.
+
+RePre is a contrastive method plus one branch on all tokens; masked methods are
+branches on hidden or visible ones.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.features import Features
+from models.masking import Mask
+from pretrain.losses import absolute_error
+from training.chunking import in_chunks
+
+WHERE = ('all', 'masked', 'visible')
+
+
+def weights(mask: Mask | None, grid: tuple[int, int], on: str) -> jax.Array:
+  """Where an error counts, as float32 weights on the grid.
+
+  Args:
+    mask: of the view; None where nothing is hidden.
+    grid: (h, w) in patches.
+    on: 'all', 'masked' (hidden patches) or 'visible'.
+
+  Returns:
+    [b, h, w], or [1, h, w] of ones where the mask does not matter.
+  """
+  if on == 'all':
+    return jnp.ones((1, *grid), jnp.float32)
+  hidden = mask.hidden if on == 'masked' else ~mask.hidden
+  return hidden.reshape(-1, *grid).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Branch:
+  """One prediction and its error.
+
+  Attributes:
+    levels: which of `features.levels` the decoder gets, shallow to deep.
+    decoder: a module: (levels as maps, or as `Level`s where a mask hid
+      tokens) -> [b, h, w, f].
+    target: [b, H, W, c] images in [0, 1] -> [b, h, w, f].
+    error: (prediction, target) -> [b, h, w].
+    on: where the error counts: 'all', 'masked' or 'visible'.
+    chunks: into how many parts the batch is cut (decoders see one example at
+      a time).
+  """
+
+  levels: tuple[int, ...]
+  decoder: Any
+  target: Callable[[jax.Array], jax.Array]
+  error: Callable[[jax.Array, jax.Array], jax.Array] = absolute_error
+  on: str = 'all'
+  chunks: int = 1
+
+  def __post_init__(self):
+    if self.on not in WHERE:
+      raise ValueError(f'Branch.on={self.on!r} must be one of {WHERE}')
+
+  def inputs(self, features: Features) -> tuple[Any, ...]:
+    """What the decoder is called with: maps, or levels with an index."""
+    taps = [features.levels[i] for i in self.levels]
+    return tuple(t.map() if t.index is None else t for t in taps)
+
+  def init(self, rng: jax.Array, features: Features) -> Any:
+    """The decoder's parameters."""
+    return self.decoder.init(rng, self.inputs(features))['params']
+
+  def predict(self, params: Any, features: Features) -> jax.Array:
+    """[b, h, w, f]."""
+    return self.decoder.apply({'params': params}, self.inputs(features))
+
+  def loss(
+    self,
+    params: Any,
+    features: Features,
+    images: jax.Array,
+    mask: Mask | None = None,
+  ) -> jax.Array:
+    """The mean error where it counts, a float32 scalar.
+
+    Args:
+      params: of the decoder.
+      features: of the encoder, for the view `images`.
+      images: [b, H, W, c] in [0, 1].
+      mask: what was hidden from the encoder.
+
+    Returns:
+      Σ weight · error / Σ weight over the whole batch.
+    """
+
+    def errors(maps, images):
+      prediction = self.decoder.apply({'params': params}, maps)
+      return self.error(prediction, self.target(images))
+
+    error = in_chunks(errors, self.chunks, self.inputs(features), images)
+    weight = weights(mask, error.shape[1:], self.on)
+    weight = jnp.broadcast_to(weight, error.shape)
+    return jnp.sum(weight * error) / jnp.maximum(jnp.sum(weight), 1e-6)

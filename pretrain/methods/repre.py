@@ -1,0 +1,192 @@
+"""RePre: any contrastive method plus the reconstruction of raw pixels.
+
+Wang et al.: RePre: Improving Self-Supervised Vision Transformer with
+Reconstructive Pre-training, 2022 (arXiv:2201.06857).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.decoders import FusionDecoder, level_indices
+from models.patches import unpatchify
+from pretrain.branch import Branch
+from pretrain.targets import Pixels
+from pretrain.teacher import given
+from pretrain.weighting import Fixed, Uncertainty
+from training.optim import Rule, Rules
+from training.protocols import Method
+from training.rng import named_key
+from training.schedules import Schedule
+from training.state import Aux, Figure
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RePre:
+  """A base method and one branch over its own features of one view.
+
+  The base is given the unsplit rng and knows nothing of the branch: with
+  weights fixed at (1, 0) each of its parameters follows the base alone, bit
+  for bit. Decoder and uncertainty weights are optimiser groups of their own,
+  so that the base's recipe, clipping included, is untouched. Neither is part
+  of any teacher.
+
+  Attributes:
+    base: a method whose Aux holds `features` and `images` of `view`.
+    branch: what is reconstructed and from where.
+    weighting: how the two losses, 'contrast' and 'pixels', are added up.
+    lr: the decoder's learning rate by step.
+    decay: the decoder's weight decay.
+    weighting_lr: rate of the uncertainty weights (their own Adam, no decay).
+    view: the view that is decoded (Algorithm 1: the first).
+  """
+
+  base: Method
+  branch: Branch
+  weighting: Fixed | Uncertainty
+  lr: Schedule
+  decay: float
+  weighting_lr: float = 1e-3
+  view: str = 'view1'
+
+  @property
+  def encoder(self) -> Any:
+    """The base's encoder module."""
+    return self.base.encoder
+
+  def init(self, rng, batch, initial=None) -> tuple[Any, Any]:
+    """The base's params plus {decoder, weighting}; the base's method_state."""
+    params, method_state = self.base.init(rng, batch, initial)
+    images = batch[self.view][:1]
+    features = self._encode(params['encoder'], images)
+    decoder = self.branch.init(named_key(rng, 'decoder'), features)
+    added = dict(decoder=decoder, weighting=self.weighting.init())
+    return params | given(added, initial), method_state
+
+  def _encode(self, encoder, images):
+    return self.encoder.apply({'params': encoder}, images)
+
+  def loss(self, params, method_state, batch, rng, step) -> tuple[Any, Aux]:
+    """The weighted sum of the base's loss and the mean absolute pixel error."""
+    contrast, aux = self.base.loss(params, method_state, batch, rng, step)
+    features = aux.features[self.view]
+    if self._unweighted():
+      # Nothing flows back: not even zeros, whose sums could round differently.
+      features = jax.lax.stop_gradient(features)
+    pixels = self.branch.loss(
+      params['decoder'], features, aux.images[self.view]
+    )
+    loss, metrics = self.weighting(
+      params['weighting'], dict(contrast=contrast, pixels=pixels)
+    )
+    return loss, aux.replace(
+      metrics=aux.metrics | metrics | dict(loss_pixels=pixels)
+    )
+
+  def _unweighted(self) -> bool:
+    return isinstance(self.weighting, Fixed) and (
+      self.weighting.weights['pixels'] == 0
+    )
+
+  def after_update(self, params, method_state, aux, step) -> Any:
+    """The base's."""
+    return self.base.after_update(params, method_state, aux, step)
+
+  def rules(self) -> Rules:
+    """Decoder and weighting first, then the base's rules."""
+    return (
+      ('decoder/.*', Rule(lr=self.lr, decay=self.decay)),
+      ('weighting/.*', Rule(lr=self.weighting_lr)),
+      *self.base.rules(),
+    )
+
+  def encoder_params(self, params, method_state, which='student') -> Any:
+    """The base's."""
+    return self.base.encoder_params(params, method_state, which)
+
+  def figures(self, params, method_state, batch) -> dict[str, Figure]:
+    """Input, reconstruction and absolute error, one row per image."""
+    images = batch[self.view].astype(jnp.float32)
+    features = self._encode(params['encoder'], images)
+    prediction = self.branch.predict(params['decoder'], features)
+    rebuilt = unpatchify(prediction, self.branch.target.patch_size)
+    cells = [images, jnp.clip(rebuilt, 0, 1), jnp.abs(rebuilt - images)]
+    grid = Figure(
+      images=jnp.stack(cells, axis=1),
+      columns=('input', 'reconstruction', 'error'),
+    )
+    drawn = self.base.figures(params, method_state, batch)
+    return drawn | dict(reconstruction=grid)
+
+
+def repre(
+  base: Method,
+  *,
+  lr: Schedule,
+  decay: float,
+  width: int = 128,
+  levels: int = 4,
+  fusion_layers: int = 2,
+  view: str = 'view1',
+  weighting: str = 'uncertainty',
+  weights: tuple[float, float] = (1.0, 1.0),
+  weighting_lr: float = 1e-3,
+  dtype: str = 'float32',
+  chunks: int = 1,
+) -> RePre:
+  """RePre on a contrastive method.
+
+  Args:
+    base: the contrastive method.
+    lr: the decoder's learning rate by step.
+    decay: the decoder's weight decay.
+    width: of the decoder; 64, 128, 256 for ViT-Ti, S, B cost 2.5 % of MoCo
+      v3's FLOPs.
+    levels: how many levels of the encoder are fused (K).
+    fusion_layers: convolutions per fusion block (N).
+    view: the decoded view.
+    weighting: 'uncertainty' learns the weights, 'fixed' takes `weights`.
+    weights: of (contrast, pixels) where they are fixed.
+    weighting_lr: rate of the learned ones.
+    dtype: compute dtype of the decoder.
+    chunks: into how many parts the decoder's batch is cut.
+
+  Returns:
+    The method.
+
+  Raises:
+    ValueError: an unknown weighting, or more levels than blocks.
+  """
+  if weighting not in ('uncertainty', 'fixed'):
+    raise ValueError(
+      f"unknown method.repre.weighting {weighting!r}; known: 'uncertainty', "
+      "'fixed'"
+    )
+  names = ('contrast', 'pixels')
+  learned = weighting == 'uncertainty'
+  encoder = base.encoder
+  return RePre(
+    base=base,
+    branch=Branch(
+      levels=level_indices(encoder.depth, levels),
+      decoder=FusionDecoder(
+        width=width,
+        patch_size=encoder.patch_size,
+        out_channels=encoder.in_channels,
+        fusion_layers=fusion_layers,
+        mean=encoder.mean,
+        dtype=dtype,
+      ),
+      target=Pixels(encoder.patch_size),
+      chunks=chunks,
+    ),
+    weighting=Uncertainty(names)
+    if learned
+    else Fixed(dict(zip(names, weights, strict=True))),
+    lr=lr,
+    decay=decay,
+    weighting_lr=weighting_lr,
+    view=view,
+  )

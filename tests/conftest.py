@@ -1,0 +1,20 @@
+"""Four fake CPU devices and a compilation cache for the whole suite."""
+
+import os
+import pathlib
+import sys
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import jax
+
+jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update(
+  'jax_compilation_cache_dir',
+  os.environ.get(
+    'JAX_COMPILATION_CACHE_DIR',
+    os.path.expanduser('~/.cache/repre_jax/tests'),
+  ),
+)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -1,0 +1,38 @@
+"""Encoder words."""
+
+import pytest
+
+from models import ENCODERS, make_encoder
+
+
+def test_words_name_variant_and_patch():
+  encoder = make_encoder('vit_mini4', drop_path=0.1)
+  assert (encoder.width, encoder.depth, encoder.num_heads) == (96, 6, 3)
+  assert (encoder.patch_size, encoder.drop_path) == (4, 0.1)
+  encoder = make_encoder('vit_s16')
+  assert (encoder.width, encoder.depth, encoder.num_heads) == (384, 12, 12)
+  assert make_encoder('vit_b14').patch_size == 14
+
+
+@pytest.mark.parametrize(
+  'word, nearest',
+  [
+    ('vit_s', 'vit_s16'),
+    ('vits16', 'vit_s16'),
+    ('vit_mimi4', 'vit_mini4'),
+    ('vit_b0', 'vit_b'),
+    ('', 'vit_'),
+  ],
+)
+def test_unknown_words_get_the_nearest_and_all_known(word, nearest):
+  with pytest.raises(ValueError) as error:
+    make_encoder(word)
+  message = str(error.value)
+  assert f'unknown encoder {word!r}' in message
+  assert f"did you mean '{nearest[:-2]}" in message
+  assert all(name in message for name in ENCODERS)
+
+
+def test_unknown_fields_are_refused():
+  with pytest.raises(TypeError, match='drop_paths'):
+    make_encoder('vit_s16', drop_paths=0.1)

@@ -1,0 +1,1 @@
+"""What every loop needs, whatever is learned."""

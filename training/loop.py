@@ -1,0 +1,175 @@
+"""The one loop: state -> jitted step -> report, save, evaluate, leave."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from training import checkpoint, metrics, signals
+from training import workdir as workdirs
+from training.protocols import Evaluator
+from training.side import Side
+from training.step import Run
+
+
+class NonFiniteError(RuntimeError):
+  """Too many non-finite steps in a row."""
+
+
+def count_steps(config: Any, steps_per_epoch: int) -> int:
+  """Length of the run: `config.steps`, or else `config.epochs`.
+
+  Raises:
+    ValueError: neither gives at least one step.
+  """
+  total = config.steps or round((config.epochs or 0) * steps_per_epoch)
+  if total < 1:
+    raise ValueError(
+      f'nothing to do: config.steps={config.steps} and config.epochs='
+      f'{config.epochs} of {steps_per_epoch} steps; set one above zero'
+    )
+  return total
+
+
+def train(
+  run: Run,
+  workdir: epath.PathLike,
+  *,
+  total: int,
+  evaluators: Sequence[Evaluator] = (),
+  figure_batch: Any = None,
+  watch: Callable[[Mapping[str, float]], list[str]] = lambda _: [],
+) -> dict[str, float]:
+  """Trains to the end, from wherever the workdir stands.
+
+  Args:
+    run: method, data and optimiser.
+    workdir: the folder of the run.
+    total: number of steps.
+    evaluators: run before the first step, every `config.eval_every` steps and
+      at the end.
+    figure_batch: views for `method.figures`, or None.
+    watch: turns a report into warnings in words.
+
+  Returns:
+    The summary, as written to summary.json.
+
+  Raises:
+    signals.Stopped: a signal came; everything is saved.
+    NonFiniteError: too many non-finite steps in a row.
+    WorkdirError, CheckpointError: see there.
+  """
+  began = time.time()
+  workdir = workdirs.open_workdir(workdir, run.config)
+  saved = checkpoint.Checkpoints(workdir, keep=run.config.keep_checkpoints)
+  with signals.StopSignals() as stop:
+    state, meta = saved.restore(run.like) or (None, {'step': 0, 'seconds': 0.0})
+    state = run.init() if state is None else state
+    start, began = meta['step'], began - meta['seconds']
+    reporter = metrics.Reporter(
+      workdir, start=start, total=total, batch_size=run.config.batch_size
+    )
+    reporter.say(f'{_where(start, total, workdir)}\n{run.overview()}')
+    side = Side(run, workdir, reporter, evaluators, figure_batch, stop)
+    if side.due(start, total):
+      side.run(start, state)
+    steps = _steps(run, state, start, total, reporter)
+    for done, state, history in steps:
+      last, leave = done == total, stop.received is not None
+      if _every(run.config.log_every, done) or last or leave:
+        _report(run, workdir, reporter, done, history, watch)
+      if _every(run.config.checkpoint_every, done) or last or leave:
+        with reporter.paused():
+          seconds = time.time() - began
+          saved.save(state, step=done, meta=dict(seconds=seconds))
+      if leave:
+        break
+      if side.due(done, total):
+        with reporter.paused():
+          side.run(done, state)
+    saved.close()
+    reporter.close()
+  if stop.received:
+    raise signals.Stopped(f'{stop.received}: saved in {workdir}')
+  summary = _summary(reporter.rows(), time.time() - began, total)
+  if jax.process_index() == 0:
+    metrics.write_json(workdir / 'summary.json', summary)
+  return summary
+
+
+def _steps(run, state, start, total, reporter):
+  """Yields (steps done, state, metrics not yet reported) after each step."""
+  began, history = time.time(), []
+  for step in range(start, total):
+    batch = run.data.batch(step)
+    with jax.transfer_guard('disallow'):
+      state, report = run.step(state, batch)
+    history.append(report)
+    # At most two steps are in flight: a signal is answered soon.
+    jax.block_until_ready(history[max(0, len(history) - 3)]['loss'])
+    if step == start:  # compilation is not speed
+      jax.block_until_ready(report)
+      reporter.say(f'first step after {time.time() - began:.1f} s')
+      reporter.speed(step + 1)
+    reporter.step(step + 1)
+    yield step + 1, state, history
+
+
+def _every(interval: int, step: int) -> bool:
+  return bool(interval) and step % interval == 0
+
+
+def _where(start: int, total: int, workdir: epath.Path) -> str:
+  if start == total:
+    return f'{workdir}: already at its last step {total}'
+  if start:
+    return f'{workdir}: continuing at step {start} of {total}'
+  return f'{workdir}: {total} steps on {jax.device_count()} devices'
+
+
+def _report(run, workdir, reporter, done, history, watch) -> None:
+  """One line of metrics; notes bad steps and stops after too many."""
+  rows = jax.device_get(history)
+  history.clear()
+  first = done - len(rows)
+  bad = [i for i, row in enumerate(rows) if row['bad_steps'] > 0]
+  limit = run.config.nonfinite_limit
+  for i in bad:
+    note = dict(
+      step=first + i,
+      lr=run.rate(first + i),
+      loss=str(rows[i]['loss']),
+      indices=[int(n) for n in run.data.indices(first + i)],
+    )
+    if jax.process_index() == 0:
+      with (workdir / 'nonfinite.jsonl').open('a') as file:
+        file.write(json.dumps(note) + '\n')
+  scalars = metrics.average(rows)
+  scalars['bad_steps'] = float(len(bad))
+  scalars |= dict(lr=run.rate(done - 1), **reporter.speed(done))
+  reporter.write(done, scalars)
+  for warning in watch(scalars):
+    reporter.say(f'warning: step {done}: {warning}')
+  worst = max(int(row['bad_steps']) for row in rows)
+  if worst >= limit:
+    raise NonFiniteError(
+      f'{worst} steps in a row gave a non-finite loss or gradient, the last at '
+      f'step {first + bad[-1]}; see {workdir / "nonfinite.jsonl"}; lower '
+      'config.optim.base_lr or use config.dtype=float32'
+    )
+  if bad:
+    reporter.say(f'warning: step {done}: {len(bad)} non-finite steps skipped')
+
+
+def _summary(rows, seconds: float, total: int) -> dict[str, float]:
+  """The last value of every metric, wall time and the median speed."""
+  out = {}
+  for row in rows:
+    out |= {k: v for k, v in row.items() if v is not None}
+  speeds = sorted(r['images_per_second'] for r in rows if 'loss' in r)
+  if speeds:
+    out['images_per_second'] = speeds[len(speeds) // 2]
+  return dict(out, steps=total, seconds=round(seconds, 1))

@@ -1,0 +1,149 @@
+"""What a run tells: metrics.jsonl, TensorBoard, and lines on the screen."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from tqdm import auto as tqdm
+
+from training import tensorboard
+
+
+def write_json(path: epath.Path, data: Any) -> None:
+  """Writes a JSON file whole or not at all."""
+  part = path.with_name(path.name + '.part')
+  part.write_text(json.dumps(data, indent=2, sort_keys=True) + '\n')
+  part.replace(path)
+
+
+def read_rows(path: epath.Path) -> list[dict[str, Any]]:
+  """The reports in a metrics.jsonl; a last line cut short is left out."""
+  if not path.exists():
+    return []
+  rows = []
+  for line in path.read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      logging.warning('%s: left out a line that was cut short', path)
+  return rows
+
+
+def average(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Means over the steps of one report; non-finite values do not count."""
+  out = {}
+  for name in steps[-1]:
+    values = np.array([step[name] for step in steps], np.float64)
+    finite = values[np.isfinite(values)]
+    out[name] = float(finite.mean()) if finite.size else float('nan')
+  return out
+
+
+class Reporter:
+  """Writes reports; on all processes but the first it is silent.
+
+  Reports of steps after `start` are dropped from an older metrics.jsonl: those
+  steps are about to be run again, and come out the same.
+
+  Args:
+    workdir: the run's folder.
+    start: the step the run starts from.
+    total: the step it ends at.
+    batch_size: images per step, for images/s and the ETA.
+  """
+
+  def __init__(
+    self, workdir: epath.Path, *, start: int, total: int, batch_size: int
+  ):
+    self.lead = jax.process_index() == 0
+    self.path = workdir / 'metrics.jsonl'
+    self._total = total
+    self._batch_size = batch_size
+    self._events = tensorboard.Events(workdir) if self.lead else None
+    self._bar = None
+    self._timed_step, self._timed_at, self._pause = start, time.time(), 0.0
+    if self.lead:
+      rows = [row for row in read_rows(self.path) if row['step'] <= start]
+      part = self.path.with_name('metrics.jsonl.part')
+      part.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+      part.replace(self.path)
+      if sys.stderr.isatty():
+        self._bar = tqdm.tqdm(
+          initial=start, total=total, unit='step', dynamic_ncols=True
+        )
+
+  def rows(self) -> list[dict[str, Any]]:
+    """All reports so far."""
+    return read_rows(self.path)
+
+  def step(self, step: int) -> None:
+    """Moves the progress bar."""
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Time that is not spent training does not count in images/s."""
+    began = time.time()
+    yield
+    self._pause += time.time() - began
+
+  def speed(self, step: int) -> dict[str, float]:
+    """Images per second and seconds per step since the last call."""
+    now, steps = time.time(), step - self._timed_step
+    seconds = max(now - self._timed_at - self._pause, 1e-9)
+    self._timed_step, self._timed_at, self._pause = step, now, 0.0
+    return dict(
+      images_per_second=steps * self._batch_size / seconds,
+      seconds_per_step=seconds / max(steps, 1),
+    )
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """One report: a line in metrics.jsonl, TensorBoard, a line to read.
+
+    NaN and infinities become null, so that every line is JSON.
+    """
+    if not self.lead:
+      return
+    row = {k: v if np.isfinite(v) else None for k, v in scalars.items()}
+    with self.path.open('a') as file:
+      file.write(json.dumps(dict(step=step, **row)) + '\n')
+    self._events.scalars(step, scalars)
+    self.say(self._line(step, scalars))
+
+  def figure(self, step: int, name: str, png: bytes) -> None:
+    """A picture for TensorBoard."""
+    if self.lead:
+      self._events.image(step, name, png)
+
+  def say(self, text: str) -> None:
+    """A line that does not tear the progress bar."""
+    if self._bar is not None:
+      self._bar.write(text, file=sys.stderr)
+    elif self.lead:
+      print(text, file=sys.stderr, flush=True)
+
+  def _line(self, step: int, scalars: Mapping[str, float]) -> str:
+    words = [f'step {step}/{self._total}']
+    seconds = scalars.get('seconds_per_step')
+    if seconds is not None:
+      left = int((self._total - step) * seconds)
+      words.append(f'{scalars["images_per_second"]:.0f} images/s')
+      words.append(f'{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left')
+    hidden = ('images_per_second', 'seconds_per_step')
+    words += [f'{k} {v:.4g}' for k, v in scalars.items() if k not in hidden]
+    return ' | '.join(words)
+
+  def close(self) -> None:
+    """Ends the bar and the event file."""
+    if self._bar is not None:
+      self._bar.close()
+    if self._events is not None:
+      self._events.close()

@@ -1,0 +1,240 @@
+"""Optimiser groups by parameter path.
+
+A method states its recipe as rules, `(pattern, Rule)` pairs. Every parameter
+belongs to the first rule whose pattern matches its whole path; each rule
+becomes one group with a rate, a decay, moments and a step count of its own.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from training.schedules import Schedule, constant
+from training.state import named_leaves, path_name
+
+NEVER = -1  # `Rule.trainable_from`: frozen for the whole run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+  """Gradient clipping by norm.
+
+  Attributes:
+    norm: gradients are scaled down to this L2 norm.
+    per: 'scope' takes one norm over all parameters whose rules hold an equal
+      Clip; 'tensor' takes one norm per parameter (DINO).
+    scope: tells two clipping groups with the same norm apart.
+  """
+
+  norm: float
+  per: str = 'scope'
+  scope: str = 'model'
+
+  def __post_init__(self):
+    if self.per not in ('scope', 'tensor'):
+      raise ValueError(f"Clip.per={self.per!r} must be 'scope' or 'tensor'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+  """How one group of parameters is optimised.
+
+  Attributes:
+    lr: the rate, a number or a function of the step.
+    decay: decoupled weight decay (LARS, SGD: coupled), likewise.
+    trainable_from: first step at which the group moves; before it neither
+      update nor decay nor moments nor step count change. `NEVER` freezes it
+      for good and keeps no optimiser state.
+    clip: gradient clipping, or None.
+    adaptive: LARS: whether the trust ratio applies.
+  """
+
+  lr: Schedule | float
+  decay: Schedule | float = 0.0
+  trainable_from: int = 0
+  clip: Clip | None = None
+  adaptive: bool = True
+
+
+Rules = tuple[tuple[str, Rule], ...]
+
+
+def assign(params: Any, rules: Rules) -> dict[str, int]:
+  """{parameter path: number of its rule}; the first full match wins.
+
+  Raises:
+    ValueError: a parameter that no rule matches.
+  """
+  patterns = [re.compile(pattern) for pattern, _ in rules]
+  out, unmatched = {}, []
+  for name in named_leaves(params):
+    hits = (i for i, p in enumerate(patterns) if p.fullmatch(name))
+    out[name] = next(hits, None)
+    if out[name] is None:
+      unmatched.append(name)
+  if unmatched:
+    raise ValueError(
+      f'no optimiser rule matches {unmatched}; '
+      f'patterns: {[pattern for pattern, _ in rules]}'
+    )
+  return out
+
+
+def _adamw(rule: Rule, *, b1=0.9, b2=0.999, eps=1e-8):
+  """Loshchilov & Hutter (2019), as torch.optim.AdamW."""
+  return optax.chain(
+    optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+    _add_decay(rule.decay),
+    _scale_by_rate(rule.lr),
+  )
+
+
+def _sgd(rule: Rule, *, momentum=0.9, nesterov=False):
+  """Decay is part of the gradient, the rate outside the velocity (torch)."""
+  return optax.chain(
+    _add_decay(rule.decay),
+    optax.trace(momentum, nesterov=nesterov),
+    _scale_by_rate(rule.lr),
+  )
+
+
+def _lars(rule: Rule, *, momentum=0.9, trust=1e-3):
+  """You et al. (2017) as in MoCo v3 and MAE: the rate outside the velocity."""
+  ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
+  return optax.chain(
+    _add_decay(rule.decay),
+    ratio if rule.adaptive else optax.identity(),
+    optax.trace(momentum),
+    _scale_by_rate(rule.lr),
+  )
+
+
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+  'adamw': _adamw,
+  'sgd': _sgd,
+  'lars': _lars,
+}
+
+
+def make_optimizer(
+  params: Any, rules: Rules, *, name: str = 'adamw', **hyper: float
+) -> optax.GradientTransformationExtraArgs:
+  """One optimiser over all groups.
+
+  Args:
+    params: the parameters, or their shapes.
+    rules: the method's rules.
+    name: one of `OPTIMIZERS`.
+    **hyper: numbers of that optimiser (`b1`, `b2`, `eps`, `momentum`, ...).
+
+  Returns:
+    A transformation whose `update` takes the run's `step` as a keyword; rates,
+    decays and freezing follow it, not a count of their own.
+
+  Raises:
+    ValueError: an unknown name, or a parameter without a rule.
+  """
+  if name not in OPTIMIZERS:
+    raise ValueError(
+      f'unknown optimiser {name!r}; known: {", ".join(OPTIMIZERS)}'
+    )
+  groups = assign(params, rules)
+  used = sorted(set(groups.values()))
+  transforms = {
+    str(i): _from_step(rules[i][1], OPTIMIZERS[name](rules[i][1], **hyper))
+    for i in used
+  }
+
+  def labels(tree):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: str(groups[path_name(path)]), tree
+    )
+
+  return optax.chain(_clip(groups, rules), optax.partition(transforms, labels))
+
+
+def trainable(params: Any, rules: Rules) -> dict[str, bool]:
+  """{parameter path: False if its rule freezes it for good}."""
+  groups = assign(params, rules)
+  return {n: rules[i][1].trainable_from != NEVER for n, i in groups.items()}
+
+
+def _at(value: Schedule | float, step: jax.Array) -> jax.Array:
+  return value(step) if callable(value) else constant(value)(step)
+
+
+def _add_decay(decay: Schedule | float):
+  def update(updates, state, params, *, step, **_):
+    rate = _at(decay, step)
+    return jax.tree.map(lambda u, p: u + rate * p, updates, params), state
+
+  if not callable(decay) and decay == 0:
+    return optax.identity()
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), update
+  )
+
+
+def _scale_by_rate(lr: Schedule | float):
+  def update(updates, state, params=None, *, step, **_):
+    rate = _at(lr, step)
+    return jax.tree.map(lambda u: -rate * u, updates), state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), update
+  )
+
+
+def _from_step(rule: Rule, inner: optax.GradientTransformation):
+  """Freezes a group, its state included, before `rule.trainable_from`."""
+  if rule.trainable_from == NEVER:
+    return optax.set_to_zero()
+  if rule.trainable_from == 0:
+    return inner
+
+  def update(updates, state, params=None, *, step, **extra):
+    moved, advanced = inner.update(updates, state, params, step=step, **extra)
+    active = step >= rule.trainable_from
+    moved = jax.tree.map(lambda u: jnp.where(active, u, 0), moved)
+    return moved, jax.tree.map(
+      lambda new, old: jnp.where(active, new, old), advanced, state
+    )
+
+  return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _clip(groups: dict[str, int], rules: Rules):
+  """Scales gradients as the rules' clips say; frozen ones do not count."""
+
+  def norm(leaves):
+    return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in leaves))
+
+  def update(updates, state, params=None, *, step, **_):
+    scopes = {}
+    for name, grad in named_leaves(updates).items():
+      rule = rules[groups[name]][1]
+      if rule.clip is not None and rule.trainable_from != NEVER:
+        counted = jnp.where(step >= rule.trainable_from, grad, 0)
+        key = name if rule.clip.per == 'tensor' else rule.clip
+        scopes.setdefault(key, []).append(counted)
+    norms = {key: norm(leaves) for key, leaves in scopes.items()}
+
+    def scale(path, grad):
+      name = path_name(path)
+      clip = rules[groups[name]][1].clip
+      size = None if clip is None else norms.get(name, norms.get(clip))
+      if size is None:
+        return grad
+      # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6 as well.
+      return grad * jnp.minimum(1.0, clip.norm / (size + 1e-6))
+
+    return jax.tree_util.tree_map_with_path(scale, updates), state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), update
+  )

@@ -1,0 +1,149 @@
+"""The pure step, and all that is built around it once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from training import optim, sharding
+from training.protocols import Data, Method
+from training.rng import named_key, step_key
+from training.state import TrainState, named_leaves
+
+
+def make_train_step(
+  method: Method,
+  data: Data,
+  optimizer: optax.GradientTransformationExtraArgs,
+  counted: Mapping[str, bool],
+  seed: int,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+  """The pure step.
+
+  Args:
+    method: what is learned.
+    data: renders the views.
+    optimizer: from `optim.make_optimizer`.
+    counted: {parameter path: whether it can train}; the others' gradients are
+      never computed.
+    seed: of the run.
+
+  Returns:
+    (state, batch) -> (state, metrics), to be jitted.
+  """
+
+  def train_step(state, batch):
+    rng = step_key(seed, state.step)
+    views = data.render(batch, named_key(rng, 'views'))
+    loss_fn = jax.value_and_grad(method.loss, has_aux=True)
+    (loss, aux), grads = loss_fn(
+      state.params, state.method_state, views, rng, state.step
+    )
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, state.params, step=state.step
+    )
+    params = optax.apply_updates(state.params, updates)
+    method_state = method.after_update(
+      params, state.method_state, aux, state.step
+    )
+    kept = {n: g for n, g in named_leaves(grads).items() if counted[n]}
+    grad_norm = optax.global_norm(kept)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    new = state.replace(
+      params=params, opt_state=opt_state, method_state=method_state
+    )
+    # A bad step changes nothing but the counts.
+    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+    bad = jnp.where(finite, 0, state.bad_steps + 1)
+    new = new.replace(step=state.step + 1, bad_steps=bad)
+    return new, dict(aux.metrics, loss=loss, grad_norm=grad_norm, bad_steps=bad)
+
+  return train_step
+
+
+class Run:
+  """A method on data in a workdir: everything a step needs, built once.
+
+  Args:
+    config: see `configs/common.py`; read here: `seed`, `batch_size`, `chunks`,
+      `optim` and the intervals.
+    mesh: from `sharding.make_mesh`.
+    method: what is learned.
+    data: where batches come from.
+    initial: {parameter path: array} to start from instead of a fresh draw.
+  """
+
+  def __init__(self, config, *, mesh, method, data, initial=None):
+    sharding.check_batch(config.batch_size, mesh, config.chunks)
+    self.config, self.method, self.data = config, method, data
+    self._initial = initial
+    batch = data.batch(0)
+    shapes = jax.eval_shape(self._init_method, batch, initial)
+    hyper = dict(config.optim.hyper)
+    self.rules = method.rules()
+    self.optimizer = optim.make_optimizer(
+      shapes[0], self.rules, name=config.optim.name, **hyper
+    )
+    self.groups = optim.assign(shapes[0], self.rules)
+    like = jax.eval_shape(self._init, batch, initial)
+    self.shardings = sharding.state_shardings(mesh, like)
+    self.like = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      like,
+      self.shardings,
+    )
+    self.step = jax.jit(
+      make_train_step(
+        method,
+        data,
+        self.optimizer,
+        optim.trainable(shapes[0], self.rules),
+        config.seed,
+      ),
+      donate_argnums=0,
+      out_shardings=(self.shardings, sharding.replicated(mesh)),
+    )
+
+  def _init_method(self, batch, initial):
+    rng = named_key(jax.random.key(self.config.seed), 'init')
+    return self.method.init(rng, self.data.render(batch, rng), initial)
+
+  def _init(self, batch, initial) -> TrainState:
+    params, method_state = self._init_method(batch, initial)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      bad_steps=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=self.optimizer.init(params),
+      method_state=method_state,
+    )
+
+  def init(self) -> TrainState:
+    """The state of step 0, made inside jit so that no two leaves share."""
+    init = jax.jit(self._init, out_shardings=self.shardings)
+    return init(self.data.batch(0), self._initial)
+
+  def rate(self, step: int) -> float:
+    """The learning rate of the group with the most parameters."""
+    sizes = {}
+    for name, leaf in named_leaves(self.like.params).items():
+      group = self.groups[name]
+      if self.rules[group][1].trainable_from != optim.NEVER:
+        sizes[group] = sizes.get(group, 0) + leaf.size
+    lr = self.rules[max(sizes, key=sizes.get)][1].lr
+    return float(lr(step) if callable(lr) else lr)
+
+  def overview(self) -> str:
+    """One line per optimiser group: pattern, parameters, what happens."""
+    lines = []
+    for i, (pattern, rule) in enumerate(self.rules):
+      size = sum(
+        leaf.size
+        for name, leaf in named_leaves(self.like.params).items()
+        if self.groups[name] == i
+      )
+      frozen = 'frozen' if rule.trainable_from == optim.NEVER else 'trained'
+      lines.append(f'  {pattern}: {size:,} parameters, {frozen}')
+    return '\n'.join(lines)
