@@ -130,6 +130,8 @@ def color_jitter(
     def step(planes, change):
       return _linear_op(planes, dict(zip(names, change.T, strict=True))), None
 
+    if not linear:
+      return planes
     return jax.lax.scan(step, planes, jnp.where(stage, change, 0))[0]
 
   names = [OPS[i] for i in linear]

@@ -83,7 +83,7 @@ def test_boxes_lie_inside_and_reach_both_ends():
   [
     ((20, 100), (3 / 4, 4 / 3), (0, 36, 20, 27)),
     ((100, 20), (3 / 4, 4 / 3), (36, 0, 27, 20)),
-    ((20, 21), (1.0, 1.0), (0, 0, 20, 20)),
+    ((20, 30), (1.0, 1.0), (0, 5, 20, 20)),
   ],
 )
 def test_central_crop_when_nothing_fits(image_size, ratio, expected):
@@ -104,7 +104,7 @@ def pillow_crop(image, box, size, flip, resample):
 
 
 @pytest.mark.parametrize(
-  'resample, levels', [('bilinear', 1.01), ('bicubic', 2)]
+  'resample, levels', [('bilinear', 1.01), ('bicubic', 3)]
 )
 def test_resized_crop_is_pillows(photos, resample, levels):
   boxes = np.array([[5, 7, 80, 110], [30, 60, 20, 25], [0, 0, 96, 128]])
@@ -116,7 +116,7 @@ def test_resized_crop_is_pillows(photos, resample, levels):
     for i, box in enumerate(boxes):
       theirs = pillow_crop(photos[i], box, size, flips[i], resample)
       error = np.abs(255 * np.asarray(ours[i]) - theirs)
-      # Pillow rounds to 8 bits after each of its two passes.
+      # Pillow rounds (and clips, which the cubic feels) after both passes.
       assert error.max() <= levels and error.mean() < 0.4
 
 
