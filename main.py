@@ -23,12 +23,14 @@ from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from input_pipeline.arrays import Arrays
-from input_pipeline.resident import Resident, eval_batches
+from input_pipeline.arrays import Arrays, fit
+from input_pipeline.photos import whole_photos
+from input_pipeline.resident import Resident
 from input_pipeline.sources import load
 from input_pipeline.views import View
 from models import make_encoder
 from pretrain import collapse
+from pretrain.figures import in_windows
 from pretrain.methods import make_method
 from training import checkpoint, loop, schedules, sharding, signals
 from training.protocols import Method
@@ -87,7 +89,8 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     workdir,
     total=total,
     evaluators=build_evaluators(config, method, mesh, train, test, size),
-    figure_batch=figure_batch(train if test is None else test, views, mesh),
+    figures=in_windows(method.figures, (size, size)),
+    figure_batch=figure_batch(config.data, test or train, views, mesh),
     watch=collapse.warnings,
   )
 
@@ -170,18 +173,22 @@ def build_evaluators(
 
 
 def figure_batch(
-  arrays: Arrays, views: Mapping[str, View], mesh: Mesh
+  config: Any, arrays: Arrays, views: Mapping[str, View], mesh: Mesh
 ) -> dict[str, jax.Array]:
-  """A few images from all over a data set, not augmented, as every view."""
-  rows = np.linspace(0, len(arrays) - 1, FIGURE_ROWS).astype(int)
-  chosen = Arrays(name=arrays.name, images=arrays.images[rows])
+  """What figures show, not augmented, as every view.
 
-  def render(view):
-    batch = next(eval_batches(chosen, FIGURE_ROWS, size=min(view.size)))
-    images = batch['images'].astype(np.float32) / 255
-    return jax.device_put(images, sharding.replicated(mesh))
-
-  return {name: render(view) for name, view in views.items()}
+  A few images from all over the data set; of tiled photographs a few whole
+  ones, so that a person sees what the tiles are parts of.
+  """
+  size = min(next(iter(views.values())).size)
+  if config.name == 'photos':
+    images = whole_photos(size=size, tile=config.tile, gray=config.gray)
+  else:
+    rows = np.linspace(0, len(arrays) - 1, FIGURE_ROWS).astype(int)
+    images = fit(arrays.images[rows], size)
+  images = images.astype(np.float32) / 255
+  put = jax.device_put(images, sharding.replicated(mesh))
+  return dict.fromkeys(views, put)
 
 
 def compilation_cache() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import zipfile
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -120,22 +121,17 @@ def from_npz(
     raise FileNotFoundError(
       f"source 'arrays' needs data_dir to be an .npz file, got {data_dir!r}"
     )
-  try:
-    with np.load(data_dir, allow_pickle=False) as file:
-      keys = set(file.files)
-      prefix = f'{split}_'
-      if split == 'train' and 'train_images' not in keys:
-        prefix = ''
-      if f'{prefix}images' not in keys:
-        raise ValueError(
-          f"{data_dir}: no '{split}_images' for the split {split!r}; found "
-          f'{sorted(keys)}'
-        )
-      images = file[f'{prefix}images']
-      labels = file.get(f'{prefix}labels')
-      classes = file.get('classes')
-  except (zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
-    raise ValueError(f'{data_dir}: not a readable .npz file') from error
+  content, found = _read(data_dir, split)
+  prefix = f'{split}_'
+  if split == 'train' and 'train_images' not in content:
+    prefix = ''
+  if f'{prefix}images' not in content:
+    raise ValueError(
+      f"{data_dir}: no '{split}_images' for the split {split!r}; found {found}"
+    )
+  images = content[f'{prefix}images']
+  labels = content.get(f'{prefix}labels')
+  classes = content.get('classes')
   if images.ndim == 3:
     images = images[..., None]
   if labels is None:
@@ -154,3 +150,25 @@ def from_npz(
     images=fit(images, image_size) if image_size else images,
     labels=None if labels is None else labels.astype(np.int32),
   )
+
+
+def _read(
+  path: str | os.PathLike, split: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """The arrays of a split, and the names of all arrays in the file."""
+  wanted = {f'{split}_images', f'{split}_labels', 'classes'}
+  if split == 'train':
+    wanted |= {'images', 'labels'}
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return {key: file[key] for key in wanted & set(file.files)}, file.files
+  except (
+    OSError,
+    ValueError,
+    EOFError,
+    AttributeError,  # a single array: not a file of several
+    TypeError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
+    raise ValueError(f'{path}: not a readable .npz file: {error}') from error

@@ -10,7 +10,7 @@ import importlib.util
 import pathlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from input_pipeline.arrays import Arrays
 from input_pipeline.order import permutation
@@ -36,6 +36,11 @@ GRAY = (
   'skimage/data/grass.png',
   'skimage/data/gravel.png',
   'skimage/data/moon.png',
+)
+SHOWN = (
+  'skimage/data/astronaut.png',
+  'skimage/data/chelsea.png',
+  'skimage/data/coffee.png',
 )
 PER_CLASS = {'train': 256, 'test': 48}
 GAP = 8  # pixels left out between the part for training and that for testing
@@ -108,6 +113,33 @@ def from_photos(
     labels=np.repeat(np.arange(len(files), dtype=np.int32), count),
     classes=tuple(pathlib.PurePath(file).stem for file in files),
   )
+
+
+def whole_photos(*, size: int, tile: int, gray: bool) -> np.ndarray:
+  """Three photographs that a person recognises, to look at.
+
+  Args:
+    size: side in pixels that a tile is shown at.
+    tile: side of a tile in the photograph, pixels.
+    gray: one channel instead of three.
+
+  Returns:
+    uint8 [3, n·size, n·size, c]: their central squares; n tiles fit along the
+    smallest of them.
+
+  Raises:
+    ValueError: the tile is larger than a photograph.
+  """
+  photos = [_read(file, 'L' if gray else 'RGB') for file in SHOWN]
+  n = min(min(photo.size) for photo in photos) // tile
+  if n < 1:
+    raise ValueError(f'photos: tile {tile} is larger than a photograph')
+  squares = [
+    ImageOps.fit(photo, (n * size,) * 2, Image.Resampling.BILINEAR)
+    for photo in photos
+  ]
+  images = np.stack([np.asarray(square) for square in squares])
+  return images[..., None] if gray else images
 
 
 def tile_corners(

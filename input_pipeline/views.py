@@ -53,8 +53,12 @@ class View:
     size = (self.size,) * 2 if isinstance(self.size, int) else self.size
     # Configs hand over lists; a view must be hashable to be a static argument.
     object.__setattr__(self, 'size', tuple(size))
-    for name, length in (('scale', 2), ('ratio', 2), ('sigma', 2)):
-      _check_range(name, values := tuple(vars(self)[name]), length)
+    for name in ('scale', 'ratio', 'sigma'):
+      values = tuple(vars(self)[name])
+      if len(values) != 2 or not 0 < values[0] <= values[1]:
+        raise ValueError(
+          f'View.{name} must be (smallest, largest) above 0, got {values}'
+        )
       object.__setattr__(self, name, values)
     object.__setattr__(self, 'strength', tuple(self.strength))
     if len(self.size) != 2 or any(
@@ -81,13 +85,6 @@ class View:
       raise ValueError(
         f'View.resample must be one of {RESAMPLES}, got {self.resample!r}'
       )
-
-
-def _check_range(name: str, values: tuple, length: int) -> None:
-  if len(values) != length or not 0 < values[0] <= values[1]:
-    raise ValueError(
-      f'View.{name} must be (smallest, largest) above 0, got {values}'
-    )
 
 
 def moco_v3(size: int = 224, *, min_scale: float = 0.08) -> dict[str, View]:

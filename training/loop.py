@@ -11,7 +11,8 @@ from etils import epath
 from training import checkpoint, metrics, signals
 from training import workdir as workdirs
 from training.protocols import Evaluator
-from training.side import Side
+from training.side import Drawing, Side
+from training.state import Figure
 from training.step import Run
 
 
@@ -40,6 +41,7 @@ def train(
   *,
   total: int,
   evaluators: Sequence[Evaluator] = (),
+  figures: Callable[..., dict[str, Figure]] | None = None,
   figure_batch: Any = None,
   watch: Callable[[Mapping[str, float]], list[str]] = lambda _: [],
 ) -> dict[str, float]:
@@ -51,7 +53,9 @@ def train(
     total: number of steps.
     evaluators: run before the first step, every `config.eval_every` steps and
       at the end.
-    figure_batch: views for `method.figures`, or None.
+    figures: (params, method_state, figure_batch) -> figures by name; None
+      draws none.
+    figure_batch: views by name.
     watch: turns a report into warnings in words.
 
   Returns:
@@ -73,7 +77,8 @@ def train(
       workdir, start=start, total=total, batch_size=run.config.batch_size
     )
     reporter.say(f'{_where(start, total, workdir)}\n{run.overview()}')
-    side = Side(run, workdir, reporter, evaluators, figure_batch, stop)
+    draw = Drawing(workdir, reporter, figures, figure_batch)
+    side = Side(run.config, reporter, evaluators, draw, stop)
     if side.due(start, total):
       side.run(start, state)
     steps = _steps(run, state, start, total, reporter)

@@ -1,3 +1,4 @@
+import pathlib
 import subprocess
 import sys
 
@@ -104,4 +105,5 @@ sources.load('arrays', data_dir={str(tmp_path / 'data.npz')!r})
 heavy = {{'tensorflow', 'tensorflow_datasets', 'skimage', 'sklearn'}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
-  subprocess.run([sys.executable, '-c', program], check=True, cwd=sys.path[0])
+  root = pathlib.Path(photos.__file__).parent.parent
+  subprocess.run([sys.executable, '-c', program], check=True, cwd=root)

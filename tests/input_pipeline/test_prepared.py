@@ -36,7 +36,7 @@ def data_dir(tmp_path_factory):
       features=features,
       split_datasets={
         split: [
-          {'image': pixels(i, side), label: i % 2}
+          (i, {'image': pixels(i, side), label: i % 2})
           for i, side in enumerate(sides[:count])
         ]
         for split, count in (('train', 7), ('test', 3))

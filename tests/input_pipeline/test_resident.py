@@ -62,7 +62,8 @@ def test_render_is_augment_with_keys_of_view_and_row(data):
   for number, (name, view) in enumerate(VIEWS.items()):
     for row in (0, 3):
       key = jax.random.fold_in(jax.random.fold_in(rng, number), row)
-      alone = augment.augment(data.images[index[row]][None], view, key[None])
+      image = data.images[index[row]][None]
+      alone = jax.jit(augment.augment, static_argnums=1)(image, view, key[None])
       np.testing.assert_allclose(out[name][row], alone[0], atol=1e-5)
 
 
