@@ -32,9 +32,10 @@ from models import make_encoder
 from pretrain import collapse
 from pretrain.figures import in_windows
 from pretrain.methods import make_method
-from training import checkpoint, loop, schedules, sharding, signals
+from training import loop, schedules, sharding, signals
 from training.protocols import Method
 from training.step import Run
+from training.warm_start import load_params
 from transfer.knn import Knn
 
 FIGURE_ROWS = 8
@@ -64,7 +65,8 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
   mesh = sharding.make_mesh(config.fsdp)
   sharding.check_batch(config.batch_size, mesh, config.chunks)
   train, test = load_data(config.data)
-  views = {name: View(**fields) for name, fields in config.views.items()}
+  size = config.data.image_size
+  views = {n: View(**{'size': size, **v}) for n, v in config.views.items()}
   data = Resident(
     train,
     views,
@@ -81,9 +83,8 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     mesh=mesh,
     method=method,
     data=data,
-    initial=checkpoint.load_params(init_from) if init_from else None,
+    initial=load_params(init_from) if init_from else None,
   )
-  size = min(next(iter(views.values())).size)
   return loop.train(
     run,
     workdir,
@@ -180,7 +181,7 @@ def figure_batch(
   A few images from all over the data set; of tiled photographs a few whole
   ones, so that a person sees what the tiles are parts of.
   """
-  size = min(next(iter(views.values())).size)
+  size = config.image_size
   if config.name == 'photos':
     images = whole_photos(size=size, tile=config.tile, gray=config.gray)
   else:

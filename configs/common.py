@@ -153,20 +153,18 @@ def adamw(*, base_lr: float, decay: float, warmup_epochs: float) -> dict:
   )
 
 
-def moco_views(
-  size: int, *, min_scale: float = 0.08, blur: bool = True
-) -> dict:
+def moco_views(*, min_scale: float = 0.08, blur: bool = True) -> dict:
   """MoCo v3's two views (authors' code, `main_moco.py`).
 
   Args:
-    size: side in pixels.
     min_scale: smallest area of the crop.
     blur: off for small images, whose detail a σ of 2 pixels wipes out.
 
   Returns:
-    Fields of `input_pipeline.views.View` by view name.
+    Fields of `input_pipeline.views.View` by view name; their size is
+    `data.image_size`.
   """
-  shared = dict(size=size, scale=(min_scale, 1.0))
+  shared = dict(scale=(min_scale, 1.0))
   return dict(
     view1=dict(shared, blur=1.0 if blur else 0.0, solarize=0.0),
     view2=dict(shared, blur=0.1 if blur else 0.0, solarize=0.2),

@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.dtype = 'bfloat16'
   config.data = common.DATA[words.data]()
   config.encoder = common.encoder(words.encoder)
-  config.views = common.moco_views(config.data.image_size)
+  config.views = common.moco_views()
   config.method = dict(
     name='moco_v3',
     hidden=4096,
@@ -50,8 +50,6 @@ def small(config: ml_collections.ConfigDict) -> None:
   about 1.5e-4 at 4096, instability comes from large batches).
   """
   config.batch_size, config.epochs = 512, 200.0
-  config.views = common.moco_views(
-    config.data.image_size, min_scale=0.2, blur=False
-  )
+  config.views = common.moco_views(min_scale=0.2, blur=False)
   config.method.hidden, config.method.out = 1024, 128
   config.optim.base_lr, config.optim.warmup_epochs = 5e-4, 10.0

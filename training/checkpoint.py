@@ -5,36 +5,20 @@ checkpoint carries a checksum of every leaf, taken on the devices before it is
 written and compared after it is read.
 """
 
-import contextlib
-import json
-import logging as python_logging
-import sys
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from flax import traverse_util
 
-from training.checksum import checksums
+from training import verified
 from training.state import named_leaves
 
 
 class CheckpointError(ValueError):
   """A checkpoint that cannot be used, told in one line."""
-
-
-def describe(tree: Any) -> dict[str, dict[str, Any]]:
-  """{leaf path: shape, dtype and checksum}, plain data for JSON."""
-  leaves = named_leaves(tree)
-  sums = checksums(leaves)
-  return {
-    name: dict(shape=list(x.shape), dtype=str(x.dtype), checksum=sums[name])
-    for name, x in leaves.items()
-  }
 
 
 def check_same_leaves(wanted: Mapping, found: Mapping, *, what: str) -> None:
@@ -58,14 +42,10 @@ def check_same_leaves(wanted: Mapping, found: Mapping, *, what: str) -> None:
   if missing or unexpected or shapes:
     raise CheckpointError(
       f'{what} holds another architecture or method; '
-      f'missing: {_some(missing)}; unexpected: {_some(unexpected)}; '
-      f'mis-shaped: {_some(shapes)}'
+      f'missing: {verified.some(missing)}; '
+      f'unexpected: {verified.some(unexpected)}; '
+      f'mis-shaped: {verified.some(shapes)}'
     )
-
-
-def _some(names: list[str], most: int = 8) -> str:
-  more = f' and {len(names) - most} more' if len(names) > most else ''
-  return ', '.join(names[:most]) + more if names else 'none'
 
 
 class Checkpoints:
@@ -109,17 +89,17 @@ class Checkpoints:
       CheckpointError: the disk is full or the folder not writable.
     """
     leaves = named_leaves(state)
-    record = dict(meta, step=step, leaves=describe(state))
+    record = dict(meta, step=step, leaves=verified.describe(leaves))
     try:
       self._open().save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(_nest(leaves)),
-          meta=ocp.args.JsonSave(dict(record=record, crc=_crc(record))),
+          state=ocp.args.StandardSave(verified.nest(leaves)),
+          meta=ocp.args.JsonSave(verified.seal(record)),
         ),
         force=True,
       )
-    except OSError as error:
+    except Exception as error:  # OSError, or what tensorstore makes of it
       raise CheckpointError(_unwritable(self.path, error)) from error
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -141,7 +121,7 @@ class Checkpoints:
     for step in reversed(steps):
       try:
         return self._read(step, like)
-      except _Damaged as error:
+      except verified.DamagedError as error:
         self._set_aside(step, error)
     if steps:
       raise CheckpointError(
@@ -152,12 +132,11 @@ class Checkpoints:
     return None
 
   def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    path = self.path / str(step)
     wanted = named_leaves(like)
-    meta = _read_meta(self.path / str(step))
-    what = f'{self.path / str(step)}'
-    check_same_leaves(wanted, meta['leaves'], what=what)
-    leaves = _read_leaves(self.path / str(step), wanted)
-    _verify(leaves, meta['leaves'])
+    meta = verified.read_meta(path)
+    check_same_leaves(wanted, meta['leaves'], what=str(path))
+    leaves = verified.read_leaves(path, wanted, meta['leaves'])
     state = jax.tree.unflatten(
       jax.tree.structure(like), [leaves[name] for name in wanted]
     )
@@ -190,7 +169,7 @@ class Checkpoints:
       try:
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
-      except OSError as error:
+      except Exception as error:  # OSError, or what tensorstore makes of it
         raise CheckpointError(_unwritable(self.path, error)) from error
 
   def close(self) -> None:
@@ -201,102 +180,8 @@ class Checkpoints:
       self._manager = None
 
 
-class _Damaged(Exception):
-  """Why a checkpoint cannot be trusted."""
-
-
-def load_params(path: epath.PathLike) -> dict[str, jax.Array]:
-  """The parameters of a run, verified, without building its method.
-
-  Args:
-    path: a workdir (its newest checkpoint) or one `checkpoints/STEP` folder.
-
-  Returns:
-    {parameter path: array}, for example `encoder/block_0/mlp/fc1/kernel`.
-
-  Raises:
-    CheckpointError: no checkpoint there, or a damaged one.
-  """
-  path = epath.Path(path)
-  if not (path / 'meta').exists():
-    steps = Checkpoints(path).steps()
-    if not steps:
-      raise CheckpointError(
-        f'{path} is neither a workdir with checkpoints nor a checkpoint'
-      )
-    path = path / 'checkpoints' / str(steps[-1])
-  try:
-    meta = _read_meta(path)
-    wanted = {
-      name: jax.ShapeDtypeStruct(tuple(leaf['shape']), leaf['dtype'])
-      for name, leaf in meta['leaves'].items()
-    }
-    leaves = _read_leaves(path, wanted)
-    _verify(leaves, meta['leaves'])
-  except _Damaged as error:
-    raise CheckpointError(f'{path} is damaged: {error}') from error
-  head = 'params/'
-  return {k[len(head) :]: v for k, v in leaves.items() if k.startswith(head)}
-
-
-def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-  """Plain nested dicts: files that any Orbax reader understands."""
-  return traverse_util.unflatten_dict(dict(leaves), sep='/')
-
-
-def _crc(record: Mapping[str, Any]) -> int:
-  return zlib.crc32(json.dumps(record, sort_keys=True).encode())
-
-
-def _read_meta(path: epath.Path) -> dict[str, Any]:
-  try:
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-      meta = reader.restore(path / 'meta')
-    intact = meta['crc'] == _crc(meta['record'])
-  except Exception as error:  # any byte of it may be broken, in any way
-    raise _Damaged(f'unreadable metadata: {_line(error)}') from error
-  if not intact or meta['record']['step'] != int(path.name):
-    raise _Damaged('its metadata was changed')
-  return meta['record']
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """One damaged file makes asyncio print pages, once per array."""
-  logger, hook = python_logging.getLogger('asyncio'), sys.unraisablehook
-  level = logger.level
-  logger.setLevel(python_logging.CRITICAL + 1)
-  sys.unraisablehook = lambda unraisable: None
-  try:
-    yield
-  finally:
-    logger.setLevel(level)
-    sys.unraisablehook = hook
-
-
-def _read_leaves(path: epath.Path, wanted: Mapping) -> dict[str, jax.Array]:
-  try:
-    with _quiet(), ocp.StandardCheckpointer() as reader:
-      tree = reader.restore(path / 'state', _nest(wanted))
-  except Exception as error:  # likewise; architecture was compared before
-    raise _Damaged(f'unreadable arrays: {_line(error)}') from error
-  return traverse_util.flatten_dict(tree, sep='/')
-
-
-def _verify(leaves: Mapping[str, jax.Array], record: Mapping) -> None:
-  found = checksums(leaves)
-  wrong = [n for n in leaves if found[n] != record[n]['checksum']]
-  if wrong:
-    raise _Damaged(f'checksums differ for {_some(wrong)}')
-
-
-def _line(error: Exception) -> str:
-  text = str(error).strip().split('\n')[0]
-  return f'{type(error).__name__}: {text[:200]}'
-
-
 def _unwritable(path: epath.Path, error: Exception) -> str:
   return (
-    f'cannot write a checkpoint to {path}: {_line(error)}; free space or '
-    'choose another --workdir; the last good checkpoint stays'
+    f'cannot write a checkpoint to {path}: {verified.one_line(error)}; free '
+    'space or choose another --workdir; the last good checkpoint stays'
   )

@@ -11,6 +11,7 @@ from training import optim, sharding
 from training.protocols import Data, Method
 from training.rng import named_key, step_key
 from training.state import TrainState, named_leaves
+from training.warm_start import matching
 
 
 def make_train_step(
@@ -78,9 +79,11 @@ class Run:
   def __init__(self, config, *, mesh, method, data, initial=None):
     sharding.check_batch(config.batch_size, mesh, config.chunks)
     self.config, self.method, self.data = config, method, data
-    self._initial = initial
     batch = data.batch(0)
-    shapes = jax.eval_shape(self._init_method, batch, initial)
+    shapes = jax.eval_shape(self._init_method, batch, None)
+    if initial:
+      initial = matching(initial, shapes[0], what=config.init_from)
+    self._initial = initial
     hyper = dict(config.optim.hyper)
     self.rules = method.rules()
     self.optimizer = optim.make_optimizer(

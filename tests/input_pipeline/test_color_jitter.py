@@ -147,6 +147,9 @@ def test_draws_of_the_jitter(photos, monkeypatch):
   np.testing.assert_array_equal(
     seen['factors'][~applied], np.tile(np.float32(IDENTITY), (sum(~applied), 1))
   )
+  drawn = np.concatenate([seen['factors'], seen['order']], axis=1)[applied]
+  correlation = np.corrcoef(drawn.T) - np.eye(8)
+  assert np.abs(correlation).max() < 0.06  # 4 sigma for 3800 draws
   ranges = ((0.6, 1.4), (0.0, 2.5), (0.8, 1.2), (-0.1, 0.1))
   for column, (low, high) in zip(
     seen['factors'][applied].T, ranges, strict=True

@@ -1,0 +1,122 @@
+"""Files of one checkpoint, each of which may be broken in any way.
+
+Orbax notices broken metadata but not a flipped bit inside an array, so a record
+of every leaf's checksum lies beside the arrays, and the record carries a
+checksum of its own.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
+
+from training.checksum import checksums
+
+
+class DamagedError(Exception):
+  """Why a checkpoint cannot be trusted."""
+
+
+def describe(leaves: Mapping[str, jax.Array]) -> dict[str, dict[str, Any]]:
+  """{leaf path: shape, dtype and checksum}, plain data for JSON."""
+  sums = checksums(leaves)
+  return {
+    name: dict(shape=list(x.shape), dtype=str(x.dtype), checksum=sums[name])
+    for name, x in leaves.items()
+  }
+
+
+def seal(record: Mapping[str, Any]) -> dict[str, Any]:
+  """A record with its own checksum, as `read_meta` expects it."""
+  return dict(record=dict(record), crc=_crc(record))
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Plain nested dicts: files that any Orbax reader understands."""
+  return traverse_util.unflatten_dict(dict(leaves), sep='/')
+
+
+def _crc(record: Mapping[str, Any]) -> int:
+  return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def read_meta(path: epath.Path) -> dict[str, Any]:
+  """The record of one `checkpoints/STEP` folder.
+
+  Raises:
+    DamagedError: it cannot be read or was changed.
+  """
+  try:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+      meta = reader.restore(path / 'meta')
+    intact = meta['crc'] == _crc(meta['record'])
+  except Exception as error:  # any byte of it may be broken, in any way
+    raise DamagedError(f'unreadable metadata: {one_line(error)}') from error
+  if not intact or meta['record']['step'] != int(path.name):
+    raise DamagedError('its metadata was changed')
+  return meta['record']
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """One damaged file makes asyncio print pages, once per array."""
+  logger, hook = logging.getLogger('asyncio'), sys.unraisablehook
+  level = logger.level
+  logger.setLevel(logging.CRITICAL + 1)
+  sys.unraisablehook = lambda unraisable: None
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+    sys.unraisablehook = hook
+
+
+def read_leaves(
+  path: epath.Path,
+  wanted: Mapping[str, jax.ShapeDtypeStruct],
+  record: Mapping[str, Mapping[str, Any]],
+) -> dict[str, jax.Array]:
+  """The arrays of one `checkpoints/STEP` folder, compared with their record.
+
+  Args:
+    path: the folder.
+    wanted: {leaf path: shape, dtype and, if it matters, sharding}.
+    record: 'leaves' of its `read_meta`.
+
+  Returns:
+    {leaf path: array}.
+
+  Raises:
+    DamagedError: an array cannot be read or was changed.
+  """
+  try:
+    with _quiet(), ocp.StandardCheckpointer() as reader:
+      tree = reader.restore(path / 'state', nest(wanted))
+  except Exception as error:  # likewise; architecture was compared before
+    raise DamagedError(f'unreadable arrays: {one_line(error)}') from error
+  leaves = traverse_util.flatten_dict(tree, sep='/')
+  found = checksums(leaves)
+  wrong = [n for n in leaves if found[n] != record[n]['checksum']]
+  if wrong:
+    raise DamagedError(f'checksums differ for {some(wrong)}')
+  return leaves
+
+
+def some(names: Sequence[str], most: int = 8) -> str:
+  """The first few names of a list, for a message of one line."""
+  more = f' and {len(names) - most} more' if len(names) > most else ''
+  return ', '.join(names[:most]) + more if names else 'none'
+
+
+def one_line(error: Exception) -> str:
+  """Kind and first line of an error."""
+  text = str(error).strip().split('\n')[0]
+  return f'{type(error).__name__}: {text[:200]}'

@@ -1,0 +1,94 @@
+"""Starting from the parameters of another run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+from training import verified
+from training.checkpoint import CheckpointError, Checkpoints, check_same_leaves
+from training.state import named_leaves
+
+HEAD = 'params/'
+
+
+def load_params(path: epath.PathLike) -> dict[str, jax.Array]:
+  """The parameters of a run, verified, without building its method.
+
+  Args:
+    path: a workdir (its newest checkpoint) or one `checkpoints/STEP` folder.
+
+  Returns:
+    {parameter path: array}, for example `encoder/block_0/mlp/fc1/kernel`.
+
+  Raises:
+    CheckpointError: no checkpoint there, or a damaged one.
+  """
+  path = epath.Path(path)
+  if not (path / 'meta').exists():
+    steps = Checkpoints(path).steps()
+    if not steps:
+      raise CheckpointError(
+        f'{path} is neither a workdir with checkpoints nor a checkpoint'
+      )
+    path = path / 'checkpoints' / str(steps[-1])
+  try:
+    record = verified.read_meta(path)['leaves']
+    wanted = {
+      name: jax.ShapeDtypeStruct(tuple(leaf['shape']), leaf['dtype'])
+      for name, leaf in record.items()
+    }
+    leaves = verified.read_leaves(path, wanted, record)
+  except verified.DamagedError as error:
+    raise CheckpointError(f'{path} is damaged: {error}') from error
+  return {
+    name.removeprefix(HEAD): leaf
+    for name, leaf in leaves.items()
+    if name.startswith(HEAD)
+  }
+
+
+def matching(
+  found: Mapping[str, jax.Array], params: Any, *, what: str
+) -> dict[str, jax.Array]:
+  """What of a run's parameters another method can start from.
+
+  The encoder must fit as a whole; heads and decoders are taken where name and
+  shape agree, and what is not taken is logged.
+
+  Args:
+    found: {parameter path: array} of the other run.
+    params: the parameters of this method, or their shapes.
+    what: names the other run in messages.
+
+  Returns:
+    {parameter path: array}, a part of `found`.
+
+  Raises:
+    CheckpointError: another encoder; lists missing, unexpected and mis-shaped
+      names.
+  """
+  wanted = named_leaves(params)
+
+  def encoder(leaves):
+    return {k: v for k, v in leaves.items() if k.startswith('encoder/')}
+
+  records = {k: dict(shape=v.shape) for k, v in encoder(found).items()}
+  check_same_leaves(encoder(wanted), records, what=what)
+  taken = {
+    name: leaf
+    for name, leaf in found.items()
+    if name in wanted and leaf.shape == wanted[name].shape
+  }
+  fresh = sorted(wanted.keys() - taken.keys())
+  unused = sorted(found.keys() - taken.keys())
+  logging.warning(
+    '%s: %d parameters taken; starting fresh: %s; not used: %s',
+    what,
+    len(taken),
+    verified.some(fresh),
+    verified.some(unused),
+  )
+  return taken
