@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -14,7 +15,7 @@ from training.state import named_leaves
 HEAD = 'params/'
 
 
-def load_params(path: epath.PathLike) -> dict[str, jax.Array]:
+def load_params(path: epath.PathLike) -> dict[str, np.ndarray]:
   """The parameters of a run, verified, without building its method.
 
   Args:
@@ -36,11 +37,15 @@ def load_params(path: epath.PathLike) -> dict[str, jax.Array]:
     path = path / 'checkpoints' / str(steps[-1])
   try:
     record = verified.read_meta(path)['leaves']
+    # Saved on any number of devices, read onto one and handed over as NumPy.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
-      name: jax.ShapeDtypeStruct(tuple(leaf['shape']), leaf['dtype'])
+      name: jax.ShapeDtypeStruct(
+        tuple(leaf['shape']), leaf['dtype'], sharding=here
+      )
       for name, leaf in record.items()
     }
-    leaves = verified.read_leaves(path, wanted, record)
+    leaves = jax.device_get(verified.read_leaves(path, wanted, record))
   except verified.DamagedError as error:
     raise CheckpointError(f'{path} is damaged: {error}') from error
   return {
@@ -51,8 +56,8 @@ def load_params(path: epath.PathLike) -> dict[str, jax.Array]:
 
 
 def matching(
-  found: Mapping[str, jax.Array], params: Any, *, what: str
-) -> dict[str, jax.Array]:
+  found: Mapping[str, np.ndarray], params: Any, *, what: str
+) -> dict[str, np.ndarray]:
   """What of a run's parameters another method can start from.
 
   The encoder must fit as a whole; heads and decoders are taken where name and

@@ -1,0 +1,158 @@
+"""Branches, weighting, collapse, windows: each against its own arithmetic."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.decoders import FusionDecoder
+from models.features import Features, Level
+from models.masking import Mask
+from pretrain import branch, collapse, figures
+from pretrain.targets import Pixels
+from pretrain.weighting import Fixed, Uncertainty
+from training.state import Figure
+
+
+@pytest.fixture(scope='module')
+def features():
+  keys = jax.random.split(jax.random.key(0), 4)
+  levels = tuple(
+    Level(jnp.zeros((4, 1, 8)), jax.random.normal(k, (4, 6, 8)), (2, 3))
+    for k in keys
+  )
+  return Features(levels, levels[-1].tokens, jnp.zeros((4, 8)))
+
+
+@pytest.fixture(scope='module')
+def images():
+  return jax.random.uniform(jax.random.key(9), (4, 4, 6, 3))
+
+
+def pixels_branch(**fields):
+  decoder = FusionDecoder(width=4, patch_size=2)
+  return branch.Branch(
+    **dict(levels=(0, 1, 2, 3), decoder=decoder, target=Pixels(2)) | fields
+  )
+
+
+def test_branch_is_the_mean_absolute_pixel_error(features, images):
+  b = pixels_branch()
+  params = b.init(jax.random.key(1), features)
+  prediction = np.asarray(b.predict(params, features))
+  # Unpatchified by hand: [4, 2, 3, 2·2·3] -> [4, 4, 6, 3].
+  rebuilt = prediction.reshape(4, 2, 3, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
+  want = np.abs(rebuilt.reshape(4, 4, 6, 3) - images).mean()
+  np.testing.assert_allclose(b.loss(params, features, images), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize('on', ['masked', 'visible'])
+def test_branch_counts_where_it_should(features, images, on):
+  hidden = np.zeros((4, 6), bool)
+  hidden[:, :2] = True
+  hidden[0] = ~hidden[0]  # rows may hide different numbers here
+  mask = Mask(hidden=jnp.array(hidden), visible=jnp.zeros((4, 4), jnp.int32))
+  b = pixels_branch(on=on)
+  params = b.init(jax.random.key(1), features)
+  error = np.abs(b.predict(params, features) - b.target(images)).mean(-1)
+  chosen = hidden if on == 'masked' else ~hidden
+  want = error.reshape(4, 6)[chosen].mean()
+  np.testing.assert_allclose(
+    b.loss(params, features, images, mask), want, rtol=1e-6
+  )
+
+
+def test_branch_uses_only_its_levels(features, images):
+  b = pixels_branch(levels=(1, 3))
+  params = b.init(jax.random.key(1), features)
+
+  def loss(levels):
+    return b.loss(params, features.replace(levels=levels), images)
+
+  grads = jax.grad(loss)(features.levels)
+  flows = [bool(np.any(level.tokens)) for level in grads]
+  assert flows == [False, True, False, True]
+  assert not any(np.any(level.prefix) for level in grads)
+
+
+def test_branch_refuses_other_words():
+  with pytest.raises(ValueError, match="Branch.on='hidden' must be one of"):
+    pixels_branch(on='hidden')
+
+
+def test_fixed_weights():
+  weighting = Fixed({'contrast': 2.0, 'pixels': 0.5})
+  total, metrics = weighting({}, dict(contrast=3.0, pixels=4.0))
+  assert (total, metrics) == (8.0, {})
+
+
+def test_uncertainty_finds_the_inverse_of_each_loss():
+  weighting = Uncertainty(('contrast', 'pixels'))
+  losses = dict(contrast=jnp.array(2.0), pixels=jnp.array(0.05))
+  s = weighting.init()
+  gradient = jax.jit(jax.grad(lambda s: weighting(s, losses)[0]))
+  for _ in range(3000):
+    s = jax.tree.map(lambda s, g: s - 0.02 * g, s, gradient(s))
+  _, metrics = weighting(s, losses)
+  np.testing.assert_allclose(metrics['weight_contrast'], 0.5, rtol=1e-3)
+  np.testing.assert_allclose(metrics['weight_pixels'], 20.0, rtol=1e-3)
+
+
+def test_uncertainty_value():
+  weighting = Uncertainty(('a',), start=0.7)
+  total, _ = weighting(weighting.init(), {'a': 3.0})
+  np.testing.assert_allclose(total, 0.5 * (np.exp(-0.7) * 3 + 0.7), rtol=1e-6)
+
+
+@pytest.mark.parametrize('shape', [(64, 8), (8, 64)])
+def test_monitor_twin(shape):
+  x = np.random.default_rng(0).normal(size=shape).astype(np.float32) + 0.5
+  z = x / np.linalg.norm(x, axis=1, keepdims=True)
+  values = np.linalg.eigvalsh(np.cov(z.T, bias=True))
+  cosine = z @ z.T
+  n = len(z)
+  got = jax.jit(collapse.monitor)(x)
+  np.testing.assert_allclose(
+    got['feature_std'], z.std(0).mean() * np.sqrt(shape[1]), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    got['effective_rank'], values.sum() ** 2 / (values**2).sum(), rtol=1e-3
+  )
+  np.testing.assert_allclose(
+    got['mean_cosine'], (cosine.sum() - n) / (n * (n - 1)), rtol=1e-3, atol=1e-5
+  )
+
+
+def test_monitor_has_no_gradient():
+  x = jnp.ones((4, 3)) + jnp.arange(4.0)[:, None]
+  grad = jax.grad(lambda x: sum(collapse.monitor(x).values()))(x)
+  assert not np.any(grad)
+
+
+def report(x):
+  return {k: float(v) for k, v in collapse.monitor(x).items()}
+
+
+def test_warnings_in_words():
+  rng = np.random.default_rng(0)
+  healthy = rng.normal(size=(256, 32)).astype(np.float32)
+  assert collapse.warnings(report(healthy)) == []
+  assert collapse.warnings({}) == []
+  constant = np.ones((256, 32), np.float32) + 1e-3 * healthy
+  texts = ' '.join(collapse.warnings(report(constant)))
+  assert 'nearly constant' in texts and 'look alike' in texts
+  line = rng.normal(size=(256, 1)) * np.ones((1, 32))
+  texts = ' '.join(collapse.warnings(report(line.astype(np.float32))))
+  assert 'dimensional collapse' in texts
+
+
+def test_windows_cut_and_join():
+  def double(params, method_state, batch):
+    x = batch['view1']
+    assert x.shape == (2 * 2 * 3, 4, 4, 1)
+    return dict(pair=Figure(jnp.stack([x, 2 * x], 1), ('once', 'twice')))
+
+  x = jax.random.uniform(jax.random.key(0), (2, 8, 12, 1))
+  drawn = figures.in_windows(double, (4, 4))({}, {}, {'view1': x})
+  np.testing.assert_array_equal(drawn['pair'].images[:, 0], x)
+  np.testing.assert_array_equal(drawn['pair'].images[:, 1], 2 * x)
