@@ -153,9 +153,11 @@ def main_in_process(monkeypatch, *options):
   """
   import main
 
-  main.flags.FLAGS.unparse_flags()
+  known = main.flags.FLAGS
   for name in ('config', 'workdir'):
-    main.flags.FLAGS[name].unparse()
+    known[name].unparse()
+  for name in [n for n in known if n.startswith('config.')]:
+    delattr(known, name)  # parsing --config defines a flag for every override
   monkeypatch.setattr(sys, 'argv', ['main.py', *options])
   out, err = io.StringIO(), io.StringIO()
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -1,0 +1,51 @@
+"""RePre's share of the FLOPs of a step, from the program that is compiled."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import moco_v3
+from models import make_encoder
+from pretrain.methods import make_method
+from training import schedules
+
+
+def flops(encoder, words):
+  """Of loss and gradients at 224 px, batch 2."""
+  config = moco_v3.get_config(f'{encoder},arrays{words}')
+  method = make_method(
+    make_encoder(encoder),
+    config.method.to_dict(),
+    lr=schedules.constant(1e-3),
+    decay=0.1,
+    total=10,
+    dtype='float32',
+    chunks=1,
+  )
+  view = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+  batch = dict(view1=view, view2=view)
+  params, method_state = jax.eval_shape(method.init, jax.random.key(0), batch)
+
+  def step(params, method_state, batch):
+    grad = jax.value_and_grad(method.loss, has_aux=True)
+    (loss, _), grads = grad(params, method_state, batch, jax.random.key(0), 0)
+    return loss, grads
+
+  return jax.jit(step).lower(params, method_state, batch).cost_analysis()[
+    'flops'
+  ]
+
+
+@pytest.mark.parametrize('encoder', ['vit_ti16', 'vit_s16', 'vit_b16'])
+def test_repre_costs_at_most_four_percent(encoder):
+  base = flops(encoder, '')
+  share = flops(encoder, ',repre') / base - 1
+  # 2.5 to 2.6 % by hand at these widths; the loss and the heads count too.
+  assert 0.015 < share < 0.04
+
+
+def test_vit_s_costs_what_is_published():
+  # 4.6 G multiply-adds per image and pass (Chen et al., 2021, Table 3): three
+  # passes' worth for two views of the student, one for two of the teacher.
+  want = 2 * 4.6e9 * (3 + 1) * 2 * 2
+  assert abs(flops('vit_s16', '') / want - 1) < 0.05
