@@ -40,6 +40,12 @@ from transfer.knn import Knn
 
 FIGURE_ROWS = 8
 MODES = ('auto', 'resident')
+SCORES = (
+  ('raw pixels', 'knn_raw_pixels'),
+  ('histogram', 'knn_histogram'),
+  ('untrained', 'knn_untrained'),
+  ('trained', 'knn_top1'),
+)
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'FILE.py:words, e.g. configs/quickstart.py', lock_config=True
@@ -200,6 +206,24 @@ def compilation_cache() -> None:
     jax.config.update('jax_compilation_cache_dir', str(path))
 
 
+def tell(summary: Mapping[str, float], workdir: pathlib.Path) -> None:
+  """What a person wants to know at the end, on stderr."""
+  scores = {name: summary[key] for name, key in SCORES if key in summary}
+  if scores:
+    row = ' | '.join(f'{name} {value:.1f}' for name, value in scores.items())
+    print(f'\nk-NN top-1 in %: {row}', file=sys.stderr)
+  pictures = sorted(workdir.glob('images/*.png'))
+  if pictures:
+    print(f'picture: {pictures[-1]}', file=sys.stderr)
+  print(
+    f'curves: {workdir}/metrics.jsonl, or tensorboard --logdir={workdir}\n'
+    'your own images: python main.py '
+    '--config=configs/moco_v3.py:vit_s16,arrays,repre '
+    '--config.data.data_dir=images.npz --workdir=runs/mine (see README.md)',
+    file=sys.stderr,
+  )
+
+
 def main(argv: list[str]) -> None:
   """Runs the task that the config names."""
   if len(argv) > 1:
@@ -217,6 +241,7 @@ def main(argv: list[str]) -> None:
   summary = TASKS[config.task](config, WORKDIR.value)
   if jax.process_index() == 0:
     print(json.dumps(summary, indent=2, sort_keys=True))
+    tell(summary, pathlib.Path(WORKDIR.value))
 
 
 def run() -> int:

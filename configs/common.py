@@ -164,7 +164,16 @@ def moco_views(*, min_scale: float = 0.08, blur: bool = True) -> dict:
     Fields of `input_pipeline.views.View` by view name; their size is
     `data.image_size`.
   """
-  shared = dict(scale=(min_scale, 1.0))
+  shared = dict(
+    scale=(min_scale, 1.0),
+    ratio=(3 / 4, 4 / 3),
+    flip=0.5,
+    jitter=0.8,
+    strength=(0.4, 0.4, 0.2, 0.1),  # brightness, contrast, saturation, hue
+    gray=0.2,
+    sigma=(0.1, 2.0),
+    resample='bilinear',
+  )
   return dict(
     view1=dict(shared, blur=1.0 if blur else 0.0, solarize=0.0),
     view2=dict(shared, blur=0.1 if blur else 0.0, solarize=0.2),

@@ -173,7 +173,7 @@ def _summary(rows, seconds: float, total: int) -> dict[str, float]:
   """The last value of every metric, wall time and the median speed."""
   out = {}
   for row in rows:
-    out |= {k: v for k, v in row.items() if v is not None}
+    out |= {k: v for k, v in row.items() if v is not None and k != 'step'}
   speeds = sorted(r['images_per_second'] for r in rows if 'loss' in r)
   if speeds:
     out['images_per_second'] = speeds[len(speeds) // 2]

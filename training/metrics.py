@@ -76,7 +76,11 @@ class Reporter:
       part.replace(self.path)
       if sys.stderr.isatty():
         self._bar = tqdm.tqdm(
-          initial=start, total=total, unit='step', dynamic_ncols=True
+          initial=start,
+          total=total,
+          unit='images',
+          unit_scale=batch_size,
+          dynamic_ncols=True,
         )
 
   def rows(self) -> list[dict[str, Any]]:

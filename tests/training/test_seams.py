@@ -8,7 +8,6 @@ import shutil
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from seam_methods import (
@@ -101,7 +100,7 @@ def steps(run, count):
 
 @pytest.mark.parametrize('name', METHODS)
 def test_one_compilation_and_donated_state(name):
-  run = make_run(METHODS[name])
+  run = shared_run(name)
   state = run.init()
   with warnings.catch_warnings():
     # 'Some donated buffers were not usable' would be memory held twice.
@@ -172,6 +171,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(log_every, tmp_path):
     poison=(1, 3, 4, 5, 6, 7),  # one alone does not stop it
     nonfinite_limit=3,
     log_every=log_every,
+    checkpoint_every=1,
   )
   with pytest.raises(NonFiniteError) as error:
     train(run, tmp_path, total=8)
@@ -182,6 +182,34 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(log_every, tmp_path):
   assert 'nonfinite.jsonl' in str(error.value)
   notes = rows_of(tmp_path, 'nonfinite.jsonl')
   assert [n['step'] for n in notes] == [1, *range(3, last + 1)]
+  # What was saved before stays whole; it holds the last good parameters.
+  left = final(run, tmp_path)
+  assert left.step == last
+  assert_same_bits(left.params, steps(variant(run, poison=(1,)), 3)[0].params)
+
+
+def test_poisoned_step_that_is_run_again_is_noted_once(tmp_path):
+  run = variant(shared_run('recipe'), poison=(3,), checkpoint_every=2)
+  train(run, tmp_path, total=5)
+  for step in (4, 5):
+    shutil.rmtree(tmp_path / 'checkpoints' / str(step))
+  train(run, tmp_path, total=5)
+  assert [row['step'] for row in rows_of(tmp_path)] == [1, 2, 3, 4, 5]
+  assert [n['step'] for n in rows_of(tmp_path, 'nonfinite.jsonl')] == [3]
+
+
+def test_no_report_claims_a_speed_of_zero(tmp_path):
+  # The first step compiles, so it has no speed; that is not a speed of 0.
+  summary = train(shared_run('recipe'), tmp_path, total=1)
+  assert summary.get('images_per_second') != 0
+
+
+def test_limit_of_zero_bad_steps_does_not_stop_a_good_run(tmp_path):
+  run = variant(shared_run('recipe'), nonfinite_limit=0)
+  try:
+    train(run, tmp_path, total=2)
+  except ValueError as error:  # refusing the limit would do as well
+    assert 'nonfinite_limit' in str(error)
 
 
 # a. A queue of keys and a teacher that moves at forward time.
@@ -299,40 +327,43 @@ def test_both_branches_learn_and_the_teacher_stays(tmp_path):
     assert rows[-1][name] < 0.6 * rows[0][name], name
 
 
-def test_hidden_pixels_do_not_reach_the_encoder():
-  method, data = METHODS['masked'], make_data()
-  images = jnp.asarray(data.images[:8])
-  params, method_state = jax.jit(method.init)(
-    jax.random.key(0), dict(view1=images)
-  )
+@pytest.fixture(scope='module')
+def masked_start():
+  """Eight images, parameters, the teacher, its mask and its tokens."""
+  run = shared_run('masked')
+  state = jax.device_get(run.init())
+  images = run.data.images[:8]
+  teacher = state.method_state['teacher']['encoder']
+  guide = jax.jit(run.method.guide)
+  mask, tokens = guide(teacher, images, jax.random.key(1))
+  assert mask.visible.shape == (8, 8) and tokens.shape == (8, 4, 4, 16)
+  return images, state.params, state.method_state, mask
+
+
+def test_hidden_pixels_do_not_reach_the_encoder(masked_start):
+  images, params, _, mask = masked_start
+  encoder = METHODS['masked'].encoder
 
   @jax.jit
-  def encode(images, mask):
-    encoder = {'params': params['encoder']}
-    return method.encoder.apply(encoder, images, mask=mask)
+  def encode(images):
+    return encoder.apply({'params': params['encoder']}, images, mask=mask)
 
-  teacher = method_state['teacher']['encoder']
-  mask, tokens = jax.jit(method.guide)(teacher, images, jax.random.key(1))
-  assert mask.visible.shape == (8, 8) and tokens.shape == (8, 4, 4, 16)
   hidden = np.asarray(mask.hidden).reshape(8, 4, 4)
   hidden = np.kron(hidden, np.ones((1, 2, 2)))[..., None].astype(bool)
   noise = np.random.default_rng(1).uniform(size=images.shape)
-  other = jnp.where(hidden, noise, images)
-  assert_same_bits(encode(other, mask), encode(images, mask))
-  changed = encode(jnp.where(hidden, images, noise), mask)
-  assert np.abs(changed.pooled - encode(images, mask).pooled).max() > 1e-3
+  noise = noise.astype(np.float32)
+  plain = encode(images)
+  assert_same_bits(encode(np.where(hidden, noise, images)), plain)
+  changed = encode(np.where(hidden, images, noise))
+  assert np.abs(changed.pooled - plain.pooled).max() > 1e-3
 
 
-def test_teacher_tells_the_mask_what_to_hide():
-  method, data = METHODS['masked'], make_data()
-  images = jnp.asarray(data.images[:8])
-  _, state = jax.jit(method.init)(jax.random.key(0), dict(view1=images))
-  teacher = state['teacher']['encoder']
-  seen = jax.jit(
-    lambda x: method.encoder.apply({'params': teacher}, x, attention=(-1,))
-  )(images)
+def test_teacher_tells_the_mask_what_to_hide(masked_start):
+  images, _, state, mask = masked_start
+  teacher = {'params': state['teacher']['encoder']}
+  encoder = METHODS['masked'].encoder
+  seen = jax.jit(lambda x: encoder.apply(teacher, x, attention=(-1,)))(images)
   weight = np.asarray(seen.attention[-1]).mean(axis=1)[:, 0, 1:]
-  mask, _ = jax.jit(method.guide)(teacher, images, jax.random.key(1))
   for row, hidden in zip(weight, np.asarray(mask.hidden), strict=True):
     assert row[hidden].min() > row[~hidden].max() - 1e-5
 
@@ -351,15 +382,13 @@ def test_masking_that_needs_no_hints_takes_the_same_call():
   assert loss.shape == () and set(aux.metrics) == {'loss_pixels', 'loss_mimic'}
 
 
-def test_masked_branches_in_chunks_give_the_same_gradients():
-  images = dict(view1=jnp.asarray(make_data().images[:8]))
-  whole, cut = Masked(), Masked(chunks=2)
-  params, state = jax.jit(whole.init)(jax.random.key(0), images)
+def test_masked_branches_in_chunks_give_the_same_gradients(masked_start):
+  images, params, state, _ = masked_start
   got, want = (
     jax.jit(jax.grad(method.loss, has_aux=True))(
-      params, state, images, jax.random.key(1), 0
+      params, state, dict(view1=images), jax.random.key(1), 0
     )[0]
-    for method in (cut, whole)
+    for method in (Masked(chunks=2), Masked())
   )
   want = named_leaves(want)
   for name, leaf in named_leaves(got).items():
