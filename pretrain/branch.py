@@ -44,7 +44,8 @@ class Branch:
     levels: which of `features.levels` the decoder gets, shallow to deep.
     decoder: a module: (levels as maps, or as `Level`s where a mask hid
       tokens) -> [b, h, w, f].
-    target: [b, H, W, c] images in [0, 1] -> [b, h, w, f].
+    target: what is predicted, [b, h, w, f], as a function of the view [b, H,
+      W, c] in [0, 1] or of whatever else `loss` is given in its place.
     error: (prediction, target) -> [b, h, w].
     on: where the error counts: 'all', 'masked' or 'visible'.
     chunks: into how many parts the batch is cut (decoders see one example at
@@ -87,7 +88,8 @@ class Branch:
     Args:
       params: of the decoder.
       features: of the encoder, for the view `images`.
-      images: [b, H, W, c] in [0, 1].
+      images: what the target is computed from, [b, ...]: the view in [0, 1],
+        or a teacher's features.
       mask: what was hidden from the encoder.
 
     Returns:

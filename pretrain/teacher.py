@@ -22,9 +22,12 @@ def given(params: Any, initial: Mapping[str, jax.Array] | None) -> Any:
     The pytree.
   """
   initial = initial or {}
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: initial.get(path_name(path), x), params
-  )
+
+  def pick(path, drawn):
+    # Weights may be kept in half precision; parameters are float32.
+    return jnp.asarray(initial.get(path_name(path), drawn), drawn.dtype)
+
+  return jax.tree_util.tree_map_with_path(pick, params)
 
 
 def copy_parts(params: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -5,6 +5,15 @@ import pathlib
 import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Fake devices wait for each other; on a loaded machine longer than the 40 s
+# after which XLA gives up.
+os.environ['XLA_FLAGS'] = ' '.join(
+  (
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_cpu_collective_call_warn_stuck_timeout_seconds=120',
+    '--xla_cpu_collective_call_terminate_timeout_seconds=600',
+  )
+)
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax

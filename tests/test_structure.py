@@ -179,7 +179,8 @@ def commands():
     for line in text.replace('\\\n', ' ').splitlines():
       found = re.search(r'\bpython3? main\.py (.*)', line)
       if found:
-        yield pytest.param(found[1].strip(), id=f'{name}: {found[1][:60]}')
+        command = ' '.join(found[1].split())
+        yield pytest.param(command, id=f'{name}: {command[:60]}')
 
 
 def parse(command, monkeypatch):
@@ -197,7 +198,7 @@ def parse(command, monkeypatch):
   return values.config
 
 
-@pytest.mark.parametrize('command', commands())
+@pytest.mark.parametrize('command', list(commands()))
 def test_documented_commands_parse(command, monkeypatch):
   assert parse(command, monkeypatch).task
 

@@ -3,6 +3,10 @@
 In this process with `pretrain` (four fake devices, see conftest.py), or as a
 process of its own with `command` (one device). For the second this file is
 also a config file: `--config=tests/tiny_run.py:repre`.
+
+Compiling takes most of the time of such a run, and every constant of the step
+(rates, length, sizes) makes it another program: where a test can do with the
+numbers below, it should.
 """
 
 import contextlib
@@ -37,9 +41,13 @@ def get_config(arg=None):
   if config.method.repre:
     config.method.repre.update(width=8, levels=2)
   config.data.image_size = SIZE
+  # Cropped and flipped only: colours have tests of their own and take long to
+  # compile.
+  plain = dict(scale=(0.3, 1.0), jitter=0.0, gray=0.0, blur=0.0)
+  config.views = dict(view1=plain, view2=dict(plain, solarize=0.2))
   if config.data.name == 'arrays':
     config.data.test_split = 'test'
-  config.update(dtype='float32', batch_size=BATCH, steps=STEPS)
+  config.update(dtype='float32', batch_size=BATCH, steps=STEPS, epochs=2.0)
   config.update(log_every=1, eval_every=3, checkpoint_every=2)
   config.optim.update(base_lr=1e-2, warmup_epochs=1.0)
   config.knn.update(k=5, batch_size=32)
@@ -47,12 +55,13 @@ def get_config(arg=None):
 
 
 def images(count, *, seed, channels=3):
-  """Coloured noise and its labels: k-NN finds something to tell apart."""
+  """Coloured noise and its labels: k-NN is right now and then."""
   rng = np.random.default_rng(seed)
   labels = np.arange(count) % CLASSES
-  colors = np.random.default_rng(0).uniform(40, 215, (CLASSES, channels))
+  colors = np.random.default_rng(0).uniform(70, 185, (CLASSES, channels))
+  tint = rng.normal(0, 30, (count, channels))
   noise = rng.normal(0, 25, (count, SIZE, SIZE, channels))
-  pixels = np.clip(colors[labels][:, None, None] + noise, 0, 255)
+  pixels = np.clip((colors[labels] + tint)[:, None, None] + noise, 0, 255)
   return pixels.astype(np.uint8), labels
 
 
@@ -110,15 +119,14 @@ def finished():
 
 def environment(**changes):
   """Variables of a child process: one CPU device, the suite's cache."""
-  return dict(
-    os.environ,
+  ours = dict(
     JAX_PLATFORMS='cpu',
     JAX_NUM_CPU_DEVICES='1',
     JAX_COMPILATION_CACHE_DIR=str(jax.config.jax_compilation_cache_dir),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
     PYTHONPATH=str(ROOT),
-    **changes,
   )
+  return os.environ | ours | changes
 
 
 def command(workdir, *options, words='repre'):
@@ -131,6 +139,45 @@ def command(workdir, *options, words='repre'):
     f'--workdir={workdir}',
     *options,
   ]
+
+
+# A process that kills itself: argv is moment, number, then main.py's.
+DYING = """
+import os, signal, sys, time
+moment, number = sys.argv[1], int(sys.argv[2])
+sys.argv[1:3] = []
+
+import main
+from input_pipeline.resident import Resident
+from transfer.knn import Knn
+
+def die(now=True):
+  if now:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def before(owner, name, check):
+  old = getattr(owner, name)
+  def new(*args, **kwargs):
+    check(*args)
+    return old(*args, **kwargs)
+  setattr(owner, name, new)
+
+if moment == 'training':
+  before(Resident, 'batch', lambda self, step: die(step == number))
+elif moment == 'evaluation':
+  before(Knn, 'update', lambda self, *_: die(self._step == number))
+elif moment == 'saving':  # all written, not yet named
+  final = os.path.join('checkpoints', str(number))
+  before(os, 'rename', lambda a, b: die(str(b).endswith(final)))
+elif moment == 'slowly':  # lives, but leaves time for others to kill
+  before(Resident, 'batch', lambda *_: time.sleep(number / 1000))
+sys.exit(main.run())
+"""
+
+
+def dying(moment, number, command):
+  """`command`, but it kills itself as `DYING` says."""
+  return [command[0], '-c', DYING, moment, str(number), *command[2:]]
 
 
 def call(words, **changes):
@@ -188,12 +235,12 @@ def measured(workdir):
 
 def saved_steps(workdir):
   """Steps of the finished checkpoints."""
-  folder = pathlib.Path(workdir) / 'checkpoints'
-  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+  found = pathlib.Path(workdir).glob('checkpoints/*')
+  return sorted(int(path.name) for path in found if path.name.isdigit())
 
 
 def checksums(workdir, step=STEPS):
   """{leaf: checksum} of one checkpoint: the whole state, bit for bit."""
-  (path,) = (pathlib.Path(workdir) / f'checkpoints/{step}/meta').iterdir()
+  path = pathlib.Path(workdir) / f'checkpoints/{step}/meta/metadata'
   leaves = json.loads(path.read_text())['record']['leaves']
   return {name: leaf['checksum'] for name, leaf in leaves.items()}

@@ -1,5 +1,6 @@
 """The one loop: state -> jitted step -> report, save, evaluate, leave."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,14 +69,17 @@ def train(
   """
   began = time.time()
   workdir = workdirs.open_workdir(workdir, run.config)
-  saved = checkpoint.Checkpoints(workdir, keep=run.config.keep_checkpoints)
-  with signals.StopSignals() as stop:
+  with contextlib.ExitStack() as cleanup:
+    stop = cleanup.enter_context(signals.StopSignals())
+    saved = checkpoint.Checkpoints(workdir, keep=run.config.keep_checkpoints)
+    cleanup.callback(saved.close)  # whatever happens: waits for what is written
     state, meta = saved.restore(run.like) or (None, {'step': 0, 'seconds': 0.0})
     state = run.init() if state is None else state
     start, began = meta['step'], began - meta['seconds']
     reporter = metrics.Reporter(
       workdir, start=start, total=total, batch_size=run.config.batch_size
     )
+    cleanup.callback(reporter.close)
     reporter.say(f'{_where(start, total, workdir)}\n{run.overview()}')
     draw = Drawing(workdir, reporter, figures, figure_batch)
     side = Side(run.config, reporter, evaluators, draw, stop)
@@ -95,8 +99,6 @@ def train(
       if side.due(done, total):
         with reporter.paused():
           side.run(done, state)
-    saved.close()
-    reporter.close()
   if stop.received:
     raise signals.Stopped(f'{stop.received}: saved in {workdir}')
   summary = _summary(reporter.rows(), time.time() - began, total)
@@ -159,7 +161,7 @@ def _report(run, workdir, reporter, done, history, watch) -> None:
   for warning in watch(scalars):
     reporter.say(f'warning: step {done}: {warning}')
   worst = max(int(row['bad_steps']) for row in rows)
-  if worst >= limit:
+  if limit and worst >= limit:
     raise NonFiniteError(
       f'{worst} steps in a row gave a non-finite loss or gradient, the last at '
       f'step {first + bad[-1]}; see {workdir / "nonfinite.jsonl"}; lower '
@@ -174,7 +176,8 @@ def _summary(rows, seconds: float, total: int) -> dict[str, float]:
   out = {}
   for row in rows:
     out |= {k: v for k, v in row.items() if v is not None and k != 'step'}
-  speeds = sorted(r['images_per_second'] for r in rows if 'loss' in r)
+  speeds = [row.get('images_per_second') for row in rows]
+  speeds = sorted(speed for speed in speeds if speed)
   if speeds:
     out['images_per_second'] = speeds[len(speeds) // 2]
   return dict(out, steps=total, seconds=round(seconds, 1))

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,17 @@ def read_rows(path: epath.Path) -> list[dict[str, Any]]:
   return rows
 
 
+def keep_rows(
+  path: epath.Path, keep: Callable[[Mapping[str, Any]], bool]
+) -> None:
+  """Rewrites a file of JSON lines with some of them, if it exists."""
+  if path.exists():
+    rows = [row for row in read_rows(path) if keep(row)]
+    part = path.with_name(path.name + '.part')
+    part.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    part.replace(path)
+
+
 def average(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """Means over the steps of one report; non-finite values do not count."""
   out = {}
@@ -49,8 +60,8 @@ def average(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 class Reporter:
   """Writes reports; on all processes but the first it is silent.
 
-  Reports of steps after `start` are dropped from an older metrics.jsonl: those
-  steps are about to be run again, and come out the same.
+  Reports of steps after `start` are dropped from an older metrics.jsonl (and
+  nonfinite.jsonl): those steps are about to run again, and come out the same.
 
   Args:
     workdir: the run's folder.
@@ -70,10 +81,9 @@ class Reporter:
     self._bar = None
     self._timed_step, self._timed_at, self._pause = start, time.time(), 0.0
     if self.lead:
-      rows = [row for row in read_rows(self.path) if row['step'] <= start]
-      part = self.path.with_name('metrics.jsonl.part')
-      part.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-      part.replace(self.path)
+      # A report of step s covers the steps before it, a note is of step s.
+      keep_rows(self.path, lambda row: row['step'] <= start)
+      keep_rows(workdir / 'nonfinite.jsonl', lambda row: row['step'] < start)
       if sys.stderr.isatty():
         self._bar = tqdm.tqdm(
           initial=start,
@@ -100,13 +110,18 @@ class Reporter:
     self._pause += time.time() - began
 
   def speed(self, step: int) -> dict[str, float]:
-    """Images per second and seconds per step since the last call."""
+    """Images per second and seconds per step since the last call.
+
+    Empty where no step was timed: right after the first, which compiles.
+    """
     now, steps = time.time(), step - self._timed_step
     seconds = max(now - self._timed_at - self._pause, 1e-9)
     self._timed_step, self._timed_at, self._pause = step, now, 0.0
+    if not steps:
+      return {}
     return dict(
       images_per_second=steps * self._batch_size / seconds,
-      seconds_per_step=seconds / max(steps, 1),
+      seconds_per_step=seconds / steps,
     )
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -12,6 +12,9 @@ from training.state import Aux, Figure
 class Method(Protocol):
   """What is learned: pure functions over explicit state.
 
+  Methods that evaluators ask for predictions also have
+  `predict(params, method_state, batch)`.
+
   Attributes:
     encoder: the module that `params['encoder']` belongs to.
   """

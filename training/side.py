@@ -74,7 +74,12 @@ class Side:
     if not self._every or (step % self._every and step != total):
       return False
     names = [n for e in self._evaluators for n in e.names()]
-    rows = [row for row in self._reporter.rows() if row['step'] == step]
+    # Rows with a rate are the training's own; names may be the same.
+    rows = [
+      row
+      for row in self._reporter.rows()
+      if row['step'] == step and 'lr' not in row
+    ]
     return not names or not all(any(n in row for row in rows) for n in names)
 
   def run(self, step: int, state: TrainState) -> None:

@@ -50,7 +50,7 @@ def make_train_step(
       params, state.method_state, aux, state.step
     )
     kept = {n: g for n, g in named_leaves(grads).items() if counted[n]}
-    grad_norm = optax.global_norm(kept)
+    grad_norm = optax.tree.norm(kept)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     new = state.replace(
       params=params, opt_state=opt_state, method_state=method_state
@@ -78,11 +78,16 @@ class Run:
 
   def __init__(self, config, *, mesh, method, data, initial=None):
     sharding.check_batch(config.batch_size, mesh, config.chunks)
+    if config.log_every < 1:
+      raise ValueError(
+        f'config.log_every={config.log_every} must be at least 1: reports are '
+        'when bad steps are noticed'
+      )
     self.config, self.method, self.data = config, method, data
     batch = data.batch(0)
     shapes = jax.eval_shape(self._init_method, batch, None)
     if initial:
-      initial = matching(initial, shapes[0], what=config.init_from)
+      initial = matching(initial, shapes[0], what=config.init_from or 'initial')
     self._initial = initial
     hyper = dict(config.optim.hyper)
     self.rules = method.rules()

@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def open_workdir(path: epath.PathLike, config: Any) -> epath.Path:
   Raises:
     WorkdirError: another config, or a folder that cannot be written.
   """
-  path = epath.Path(path)
+  # Orbax takes absolute paths only; gs://bucket/run is one.
+  path = epath.Path(path if '://' in str(path) else os.path.abspath(path))
   try:
     path.mkdir(parents=True, exist_ok=True)
     _check_config(path / 'config.json', config)

@@ -31,9 +31,9 @@ def flops(encoder, words):
     (loss, _), grads = grad(params, method_state, batch, jax.random.key(0), 0)
     return loss, grads
 
-  return jax.jit(step).lower(params, method_state, batch).cost_analysis()[
-    'flops'
-  ]
+  return (
+    jax.jit(step).lower(params, method_state, batch).cost_analysis()['flops']
+  )
 
 
 @pytest.mark.parametrize('encoder', ['vit_ti16', 'vit_s16', 'vit_b16'])
