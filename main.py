@@ -10,7 +10,6 @@ is an error, told in one line above its traceback.
 import difflib
 import json
 import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -19,7 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags, logging
+from absl import app, flags, logging
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
@@ -32,14 +32,14 @@ from models import make_encoder
 from pretrain import collapse
 from pretrain.figures import in_windows
 from pretrain.methods import make_method
-from training import loop, schedules, sharding, signals
+from training import loop, process, schedules, sharding, signals
+from training.checkpoint import Checkpoints
 from training.protocols import Method
 from training.step import Run
 from training.warm_start import load_params
 from transfer.knn import Knn
 
 FIGURE_ROWS = 8
-MODES = ('auto', 'resident')
 SCORES = (
   ('raw pixels', 'knn_raw_pixels'),
   ('histogram', 'knn_histogram'),
@@ -83,13 +83,15 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
   total = loop.count_steps(config, data.steps_per_epoch)
   channels = train.images.shape[-1]
   method = build_method(config, channels, data.steps_per_epoch, total)
-  init_from = config.init_from
+  # A run that continues no longer needs what it began with.
+  started = Checkpoints(workdir).steps()
+  initial = None if started or not config.init_from else config.init_from
   run = Run(
     config,
     mesh=mesh,
     method=method,
     data=data,
-    initial=load_params(init_from) if init_from else None,
+    initial=initial and load_params(initial),
   )
   return loop.train(
     run,
@@ -108,16 +110,20 @@ TASKS: Mapping[str, Callable[[Any, str], Any]] = {'pretrain': pretrain}
 def load_data(config: Any) -> tuple[Arrays, Arrays | None]:
   """Training images, and test images where `test_split` names them."""
   fields = dict(config)
-  mode, test_split = fields.pop('mode'), fields.pop('test_split')
-  if mode not in MODES:
-    raise ValueError(
-      f'unknown config.data.mode {mode!r}; known: {", ".join(MODES)}'
-    )
+  fields.pop('mode')  # 'auto' is resident: there is no other yet
+  test_split = fields.pop('test_split')
   fields.pop('image_size')  # of the views; the source keeps its own size
   train = load(fields.pop('name'), **fields)
   if not test_split:
     return train, None
-  return train, load(config.name, **(fields | dict(split=test_split)))
+  test = load(config.name, **(fields | dict(split=test_split)))
+  channels = [x.images.shape[-1] for x in (train, test)]
+  if channels[0] != channels[1]:
+    raise ValueError(
+      f'images for training have {channels[0]} channels, those for testing '
+      f'{channels[1]}; they must agree'
+    )
+  return train, test
 
 
 def build_method(
@@ -198,30 +204,53 @@ def figure_batch(
   return dict.fromkeys(views, put)
 
 
-def compilation_cache() -> None:
-  """Keeps compiled programs between starts, unless JAX was told where."""
-  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    home = os.environ.get('REPRE_JAX_CACHE', '~/.cache/repre_jax')
-    path = pathlib.Path(home).expanduser() / 'xla'
-    jax.config.update('jax_compilation_cache_dir', str(path))
-
-
-def tell(summary: Mapping[str, float], workdir: pathlib.Path) -> None:
+def tell(summary: Mapping[str, float], workdir: epath.Path) -> None:
   """What a person wants to know at the end, on stderr."""
   scores = {name: summary[key] for name, key in SCORES if key in summary}
   if scores:
     row = ' | '.join(f'{name} {value:.1f}' for name, value in scores.items())
     print(f'\nk-NN top-1 in %: {row}', file=sys.stderr)
-  pictures = sorted(workdir.glob('images/*.png'))
+  pictures = sorted((workdir / 'images').glob('*.png'))
   if pictures:
     print(f'picture: {pictures[-1]}', file=sys.stderr)
+  python = os.path.relpath(sys.executable)
   print(
     f'curves: {workdir}/metrics.jsonl, or tensorboard --logdir={workdir}\n'
-    'your own images: python main.py '
+    f'your own images: {python} main.py '
     '--config=configs/moco_v3.py:vit_s16,arrays,repre '
     '--config.data.data_dir=images.npz --workdir=runs/mine (see README.md)',
     file=sys.stderr,
   )
+
+
+def check_config(config: Any) -> None:
+  """Numbers and words that would otherwise fail late.
+
+  Raises:
+    ValueError: names the field.
+  """
+  numbers = {
+    'keep_checkpoints': config.keep_checkpoints,
+    'nonfinite_limit': config.nonfinite_limit,
+    'knn.k': config.knn.k,
+    'knn.batch_size': config.knn.batch_size,
+  }
+  for name, value in numbers.items():
+    if value < 1:
+      raise ValueError(f'config.{name}={value} must be at least 1')
+  words = {
+    'task': (config.task, TASKS),
+    'resume': (config.resume, ('auto', 'force')),
+    'data.mode': (config.data.mode, ('auto', 'resident')),
+    'knn.which': (config.knn.which, ('student', 'teacher')),
+  }
+  for name, (value, known) in words.items():
+    if value not in known:
+      near = difflib.get_close_matches(value, known, n=1, cutoff=0)[0]
+      raise ValueError(
+        f'unknown config.{name} {value!r}; did you mean {near!r}? Known: '
+        f'{", ".join(known)}'
+      )
 
 
 def main(argv: list[str]) -> None:
@@ -231,30 +260,26 @@ def main(argv: list[str]) -> None:
   config = CONFIG.value
   if config is None or not WORKDIR.value:
     raise ValueError('give both --config=FILE.py:words and --workdir=FOLDER')
-  if config.task not in TASKS:
-    near = difflib.get_close_matches(config.task, TASKS, n=1, cutoff=0)[0]
-    raise ValueError(
-      f'unknown config.task {config.task!r}; did you mean {near!r}? Known: '
-      f'{", ".join(TASKS)}'
-    )
-  compilation_cache()
+  check_config(config)
+  process.compilation_cache()
   summary = TASKS[config.task](config, WORKDIR.value)
   if jax.process_index() == 0:
     print(json.dumps(summary, indent=2, sort_keys=True))
-    tell(summary, pathlib.Path(WORKDIR.value))
+    tell(summary, epath.Path(WORKDIR.value))
 
 
 def run() -> int:
   """`main` with its exit code: errors in one line above the traceback."""
   logging.set_verbosity(logging.WARNING)
+  app.define_help_flags()
   try:
     main(flags.FLAGS(sys.argv))
   except signals.Stopped as stopped:
     print(stopped, file=sys.stderr)
     return signals.EXIT_STOPPED
   except Exception as error:  # the one place where everything is told
-    message = ' '.join(str(error).split())
-    print(f'error: {message}\n', file=sys.stderr)
+    workdir = WORKDIR.value if flags.FLAGS.is_parsed() else None
+    print(f'error: {process.explain(error, workdir)}\n', file=sys.stderr)
     traceback.print_exc()
     return 1
   return 0

@@ -6,8 +6,8 @@ import re
 import ml_collections
 from ml_collections import config_dict
 
-# Sizes of `models.VARIANTS`; RePre's decoder width for each (at most 4 % more
-# FLOPs than any base method with one decoded view, and mini as it comes).
+# Sizes of `models.VARIANTS` with RePre's decoder width for each: at most 4 %
+# more FLOPs than MoCo v3 for Ti, S and B; L goes on in proportion.
 DECODER_WIDTH = dict(mini=48, ti=64, s=128, b=256, l=384)
 ENCODERS = tuple(f'vit_{size}' for size in DECODER_WIDTH)
 
@@ -25,9 +25,9 @@ def base() -> ml_collections.ConfigDict:
       batch_size=256,  # over all devices
       epochs=100.0,
       steps=config_dict.placeholder(int),  # wins over epochs
-      log_every=50,  # these four in steps
-      eval_every=1000,
-      checkpoint_every=1000,
+      log_every=50,  # these three in steps
+      eval_every=1000,  # also before the first step; 0 never
+      checkpoint_every=1000,  # also at the end and on a signal
       keep_checkpoints=3,
       init_from=config_dict.placeholder(str),  # a workdir to start from
       checkpoint=config_dict.placeholder(str),  # downstream tasks: what to read
@@ -102,12 +102,17 @@ def cifar10() -> dict:
   return _data('cifar10', image_size=32)
 
 
+def tfds() -> dict:
+  """Any prepared TFDS classification set with images of one size."""
+  return _data('tfds', tfds_name=config_dict.placeholder(str))
+
+
 def arrays() -> dict:
   """An .npz file of your own, named by `data_dir`."""
   return _data('arrays', test_split='')
 
 
-DATA = dict(photos=photos, cifar10=cifar10, arrays=arrays)
+DATA = dict(photos=photos, cifar10=cifar10, tfds=tfds, arrays=arrays)
 
 
 def encoder(word: str, **fields) -> dict:

@@ -45,9 +45,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 def small(config: ml_collections.ConfigDict) -> None:
   """32-px images: gentler crops, no blur, smaller heads and batch.
 
-  A small batch takes more steps per epoch and has fewer negatives; the rate
-  per 256 images is raised, as the paper's sweep allows (its Fig. 2: up to
-  about 1.5e-4 at 4096, instability comes from large batches).
+  Our choice, not the paper's: a small batch has fewer negatives and takes more
+  steps per epoch, and short runs want a higher rate per 256 images.
   """
   config.batch_size, config.epochs = 512, 200.0
   config.views = common.moco_views(min_scale=0.2, blur=False)

@@ -25,7 +25,7 @@ def from_tfds(
   split: str = 'train',
   data_dir: str | os.PathLike | None = None,
   image_size: int | None = None,
-  tfds_name: str,
+  tfds_name: str | None,
 ) -> Arrays:
   """Loads a prepared TFDS data set with images of one size; downloads nothing.
 
@@ -47,6 +47,10 @@ def from_tfds(
     FileNotFoundError: it is not prepared in `data_dir`.
     ValueError: no such split or features, or images of several sizes.
   """
+  if not tfds_name:
+    raise ValueError(
+      "source 'tfds' needs tfds_name, such as 'imagenette/160px'"
+    )
   folder = prepared_folder(tfds_name, data_dir)
   cache = _cache_file(tfds_name, folder, split)
   arrays = _read_cache(cache)
@@ -150,8 +154,12 @@ def _decode(
   tfds_name: str, folder: epath.Path, split: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Reads a split with TFDS: images, int32 labels, names of the classes."""
-  import tensorflow_datasets as tfds  # Slow, and not needed with a warm cache.
+  # Slow, and not needed with a warm cache.
+  import tensorflow as tf
+  import tensorflow_datasets as tfds
 
+  # TensorFlow would take the memory of all GPUs that it sees.
+  tf.config.set_visible_devices([], 'GPU')
   builder = tfds.builder_from_directory(folder)
   features = builder.info.features
   if not {'image', 'label'} <= set(features):
@@ -177,7 +185,8 @@ def _decode(
     if image.shape != images.shape[1:]:
       raise ValueError(
         f'{tfds_name}: images of {images.shape[1:]} and {image.shape}, but '
-        "resident data needs equal sizes; use data.mode='stream'"
+        'data on the device need one size; resize them into an .npz file and '
+        "use the source 'arrays'"
       )
     images[i], labels[i] = image, example['label']
   return images, labels, np.array(features['label'].names)

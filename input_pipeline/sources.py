@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import inspect
 import os
 
 from input_pipeline.arrays import Arrays, from_npz
@@ -47,6 +48,12 @@ def load(
     raise ValueError(
       f'unknown data set {name!r}; {hint}known: {sorted(SOURCES)}'
     )
-  return SOURCES[name](
-    split=split, data_dir=data_dir, image_size=image_size, **options
-  )
+  try:
+    source = functools.partial(SOURCES[name], **options)
+    inspect.signature(source).bind(split=split)
+  except TypeError as error:
+    raise ValueError(
+      f'data set {name!r} does not take the options {sorted(options)} '
+      f'({error}); use its own config word'
+    ) from error
+  return source(split=split, data_dir=data_dir, image_size=image_size)

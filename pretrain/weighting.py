@@ -25,7 +25,7 @@ class Fixed:
   def __call__(
     self, params: Any, losses: Mapping[str, jax.Array]
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The weighted sum, and the weights as metrics."""
+    """The weighted sum; fixed weights are no metrics."""
     del params
     total = sum(self.weights[name] * loss for name, loss in losses.items())
     return total, {}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -21,12 +22,17 @@ class CheckpointError(ValueError):
   """A checkpoint that cannot be used, told in one line."""
 
 
+def _kind(shape, dtype, **unused) -> str:
+  del unused
+  return f'{jnp.dtype(dtype).name}{list(shape)}'
+
+
 def check_same_leaves(wanted: Mapping, found: Mapping, *, what: str) -> None:
-  """Compares names and shapes of two trees.
+  """Compares names, shapes and dtypes of two trees.
 
   Args:
-    wanted: {path: leaf with a shape} of this run.
-    found: {path: dict with 'shape'} of the checkpoint.
+    wanted: {path: leaf with shape and dtype} of this run.
+    found: {path: dict with 'shape' and 'dtype'} of the checkpoint.
     what: names the checkpoint in the message.
 
   Raises:
@@ -34,10 +40,15 @@ def check_same_leaves(wanted: Mapping, found: Mapping, *, what: str) -> None:
   """
   missing = sorted(wanted.keys() - found.keys())
   unexpected = sorted(found.keys() - wanted.keys())
+  both = sorted(wanted.keys() & found.keys())
+  kinds = {
+    name: (_kind(**found[name]), _kind(wanted[name].shape, wanted[name].dtype))
+    for name in both
+  }
   shapes = [
-    f'{name} is {tuple(found[name]["shape"])} here {tuple(leaf.shape)}'
-    for name, leaf in wanted.items()
-    if name in found and tuple(found[name]['shape']) != tuple(leaf.shape)
+    f'{name} is {there} there, {here} here'
+    for name, (there, here) in kinds.items()
+    if there != here
   ]
   if missing or unexpected or shapes:
     raise CheckpointError(
@@ -75,7 +86,11 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Steps that have a finished checkpoint, oldest first."""
-    return sorted(self._open().all_steps()) if self.path.exists() else []
+    # Asked of the folder: a manager would clean up what it takes for left over,
+    # and another process may be writing there.
+    if not self.path.exists():
+      return []
+    return sorted(ocp.utils.checkpoint_steps(self.path))
 
   def save(self, state: Any, *, step: int, meta: Mapping[str, Any]) -> None:
     """Writes in the background; a later call or `close` waits for it.
@@ -105,8 +120,9 @@ class Checkpoints:
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
     """The newest intact checkpoint.
 
-    A damaged one is named in a warning and moved to `damaged/STEP`, and the
-    one before it is tried. Nothing is deleted.
+    Where it is not the newest, the damaged ones after it are named in warnings
+    and moved to `damaged/STEP`. Nothing is deleted, and nothing is moved unless
+    an intact one was found: what cannot be read may be whole on another day.
 
     Args:
       like: a pytree of `ShapeDtypeStruct`s with shardings.
@@ -117,17 +133,21 @@ class Checkpoints:
     Raises:
       CheckpointError: another architecture, or no checkpoint is intact.
     """
-    steps = self.steps()
+    steps, damaged = self.steps(), {}
     for step in reversed(steps):
       try:
-        return self._read(step, like)
+        found = self._read(step, like)
       except verified.DamagedError as error:
-        self._set_aside(step, error)
+        damaged[step] = error
+        logging.warning('Checkpoint %d is damaged (%s).', step, error)
+      else:
+        for later in damaged:
+          self._set_aside(later)
+        return found
     if steps:
       raise CheckpointError(
-        f'none of the checkpoints {steps} in {self.path} is intact; they were '
-        f'moved to {self.workdir / "damaged"}; start again to train from '
-        f'scratch'
+        f'none of the checkpoints {steps} in {self.path} is intact; move the '
+        'folder away to train from scratch'
       )
     return None
 
@@ -142,22 +162,15 @@ class Checkpoints:
     )
     return state, meta
 
-  def _set_aside(self, step: int, error: Exception) -> None:
+  def _set_aside(self, step: int) -> None:
     target = self.workdir / 'damaged' / str(step)
     while target.exists():
       target = target.parent / f'{target.name}_again'
     logging.warning(
-      'Checkpoint %d is damaged (%s); it is moved to %s and the one before it '
-      'is used.',
-      step,
-      error,
-      target,
+      'Checkpoint %d is moved to %s; the one before it is used.', step, target
     )
-    self.close()
-    if jax.process_index() == 0:
-      target.parent.mkdir(parents=True, exist_ok=True)
-      (self.path / str(step)).rename(target)
-    ocp.utils.sync_global_processes(f'set_aside_{step}')
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (self.path / str(step)).rename(target)
 
   def wait(self) -> None:
     """Waits until the last `save` is on disk.

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def checksum(x: jax.Array) -> jax.Array:
-  """uint32 of an array's bits; any change of one element changes it.
+  """uint32 of an array's bits; any change of one 32-bit word changes it.
 
   Each element's bits are mixed with its position by a bijection of 32-bit
   words (the finaliser of MurmurHash3) and all words are added modulo 2^32:

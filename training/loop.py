@@ -11,8 +11,8 @@ from etils import epath
 
 from training import checkpoint, metrics, signals
 from training import workdir as workdirs
+from training.evaluation import Drawing, Evaluation
 from training.protocols import Evaluator
-from training.side import Drawing, Side
 from training.state import Figure
 from training.step import Run
 
@@ -27,7 +27,9 @@ def count_steps(config: Any, steps_per_epoch: int) -> int:
   Raises:
     ValueError: neither gives at least one step.
   """
-  total = config.steps or round((config.epochs or 0) * steps_per_epoch)
+  total = config.steps
+  if total is None:
+    total = round((config.epochs or 0) * steps_per_epoch)
   if total < 1:
     raise ValueError(
       f'nothing to do: config.steps={config.steps} and config.epochs='
@@ -68,13 +70,16 @@ def train(
     WorkdirError, CheckpointError: see there.
   """
   began = time.time()
-  workdir = workdirs.open_workdir(workdir, run.config)
+  workdir = workdirs.open_workdir(workdir)
   with contextlib.ExitStack() as cleanup:
     stop = cleanup.enter_context(signals.StopSignals())
     saved = checkpoint.Checkpoints(workdir, keep=run.config.keep_checkpoints)
     cleanup.callback(saved.close)  # whatever happens: waits for what is written
-    state, meta = saved.restore(run.like) or (None, {'step': 0, 'seconds': 0.0})
-    state = run.init() if state is None else state
+    if saved.steps():
+      workdirs.check_config(workdir, run.config)
+    fresh = dict(step=0, seconds=0.0, pending=[])
+    state, meta = saved.restore(run.like) or (run.init(), fresh)
+    workdirs.record(workdir, run.config)
     start, began = meta['step'], began - meta['seconds']
     reporter = metrics.Reporter(
       workdir, start=start, total=total, batch_size=run.config.batch_size
@@ -82,23 +87,34 @@ def train(
     cleanup.callback(reporter.close)
     reporter.say(f'{_where(start, total, workdir)}\n{run.overview()}')
     draw = Drawing(workdir, reporter, figures, figure_batch)
-    side = Side(run.config, reporter, evaluators, draw, stop)
-    if side.due(start, total):
-      side.run(start, state)
-    steps = _steps(run, state, start, total, reporter)
-    for done, state, history in steps:
-      last, leave = done == total, stop.received is not None
-      if _every(run.config.log_every, done) or last or leave:
+    evaluation = Evaluation(run.config, reporter, evaluators, draw, stop)
+    history = meta['pending']
+
+    def save(step, state):
+      with reporter.paused():
+        seconds, pending = time.time() - began, jax.device_get(history)
+        pending = [{k: float(v) for k, v in row.items()} for row in pending]
+        saved.save(
+          state, step=step, meta=dict(seconds=seconds, pending=pending)
+        )
+
+    if evaluation.due(start, total):
+      evaluation.run(start, state)
+    steps = _steps(run, state, start, total, reporter, history)
+    for done, state in () if stop.received else steps:
+      last = done == total
+      if done % run.config.log_every == 0 or last:
         _report(run, workdir, reporter, done, history, watch)
-      if _every(run.config.checkpoint_every, done) or last or leave:
+      due = _every(run.config.checkpoint_every, done) or last
+      if due or stop.received:
+        save(done, state)
+      if not stop.received and evaluation.due(done, total):
         with reporter.paused():
-          seconds = time.time() - began
-          saved.save(state, step=done, meta=dict(seconds=seconds))
-      if leave:
+          evaluation.run(done, state)
+        if stop.received and not due:  # measured when the run continues here
+          save(done, state)
+      if stop.received:
         break
-      if side.due(done, total):
-        with reporter.paused():
-          side.run(done, state)
   if stop.received:
     raise signals.Stopped(f'{stop.received}: saved in {workdir}')
   summary = _summary(reporter.rows(), time.time() - began, total)
@@ -107,9 +123,9 @@ def train(
   return summary
 
 
-def _steps(run, state, start, total, reporter):
-  """Yields (steps done, state, metrics not yet reported) after each step."""
-  began, history = time.time(), []
+def _steps(run, state, start, total, reporter, history):
+  """Yields (steps done, state); adds each step's metrics to `history`."""
+  began = time.time()
   for step in range(start, total):
     batch = run.data.batch(step)
     with jax.transfer_guard('disallow'):
@@ -122,7 +138,7 @@ def _steps(run, state, start, total, reporter):
       reporter.say(f'first step after {time.time() - began:.1f} s')
       reporter.speed(step + 1)
     reporter.step(step + 1)
-    yield step + 1, state, history
+    yield step + 1, state
 
 
 def _every(interval: int, step: int) -> bool:

@@ -6,6 +6,7 @@ becomes one group with a rate, a decay, moments and a step count of its own.
 """
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -52,6 +53,8 @@ class Rule:
       for good and keeps no optimiser state.
     clip: gradient clipping, or None.
     adaptive: LARS: whether the trust ratio applies.
+    optimizer: one of `OPTIMIZERS` with its default numbers, for a group that
+      does not follow the run's; None follows it.
   """
 
   lr: Schedule | float
@@ -59,6 +62,7 @@ class Rule:
   trainable_from: int = 0
   clip: Clip | None = None
   adaptive: bool = True
+  optimizer: str | None = None
 
 
 Rules = tuple[tuple[str, Rule], ...]
@@ -143,11 +147,19 @@ def make_optimizer(
     raise ValueError(
       f'unknown optimiser {name!r}; known: {", ".join(OPTIMIZERS)}'
     )
+  takes = list(inspect.signature(OPTIMIZERS[name]).parameters)[1:]
+  if wrong := sorted(set(hyper) - set(takes)):
+    raise ValueError(f'optimiser {name!r} takes {takes}, not {wrong}')
   groups = assign(params, rules)
-  used = sorted(set(groups.values()))
+
+  def transform(rule):
+    if rule.optimizer is None:
+      return OPTIMIZERS[name](rule, **hyper)
+    return OPTIMIZERS[rule.optimizer](rule)
+
+  used = {i: rules[i][1] for i in sorted(set(groups.values()))}
   transforms = {
-    str(i): _from_step(rules[i][1], OPTIMIZERS[name](rules[i][1], **hyper))
-    for i in used
+    str(i): _from_step(rule, transform(rule)) for i, rule in used.items()
   }
 
   def labels(tree):

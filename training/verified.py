@@ -6,6 +6,7 @@ checksum of its own.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import sys
@@ -65,18 +66,32 @@ def read_meta(path: epath.Path) -> dict[str, Any]:
   return meta['record']
 
 
+@functools.cache
+def _drop_late_callbacks() -> None:
+  """Of a damaged file's other arrays, whose loop is closed by then.
+
+  Their threads call back long after reading has ended, a traceback each.
+  """
+  hook = sys.unraisablehook
+
+  def filtered(unraisable):
+    if 'Event loop is closed' not in str(unraisable.exc_value):
+      hook(unraisable)
+
+  sys.unraisablehook = filtered
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """One damaged file makes asyncio print pages, once per array."""
-  logger, hook = logging.getLogger('asyncio'), sys.unraisablehook
+  """Keeps asyncio from printing pages about each array of a damaged file."""
+  _drop_late_callbacks()
+  logger = logging.getLogger('asyncio')
   level = logger.level
   logger.setLevel(logging.CRITICAL + 1)
-  sys.unraisablehook = lambda unraisable: None
   try:
     yield
   finally:
     logger.setLevel(level)
-    sys.unraisablehook = hook
 
 
 def read_leaves(

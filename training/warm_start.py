@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
@@ -19,7 +20,7 @@ def load_params(path: epath.PathLike) -> dict[str, np.ndarray]:
   """The parameters of a run, verified, without building its method.
 
   Args:
-    path: a workdir (its newest checkpoint) or one `checkpoints/STEP` folder.
+    path: a workdir (its newest intact checkpoint) or one `checkpoints/STEP`.
 
   Returns:
     {parameter path: array}, for example `encoder/block_0/mlp/fc1/kernel`.
@@ -28,26 +29,33 @@ def load_params(path: epath.PathLike) -> dict[str, np.ndarray]:
     CheckpointError: no checkpoint there, or a damaged one.
   """
   path = epath.Path(path)
+  folders = [path]
   if not (path / 'meta').exists():
     steps = Checkpoints(path).steps()
-    if not steps:
-      raise CheckpointError(
-        f'{path} is neither a workdir with checkpoints nor a checkpoint'
-      )
-    path = path / 'checkpoints' / str(steps[-1])
-  try:
-    record = verified.read_meta(path)['leaves']
-    # Saved on any number of devices, read onto one and handed over as NumPy.
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {
-      name: jax.ShapeDtypeStruct(
-        tuple(leaf['shape']), leaf['dtype'], sharding=here
-      )
-      for name, leaf in record.items()
-    }
-    leaves = jax.device_get(verified.read_leaves(path, wanted, record))
-  except verified.DamagedError as error:
-    raise CheckpointError(f'{path} is damaged: {error}') from error
+    folders = [path / 'checkpoints' / str(step) for step in reversed(steps)]
+  if not folders:
+    raise CheckpointError(
+      f'{path} is neither a workdir with checkpoints nor a checkpoint'
+    )
+  for folder in folders:
+    try:
+      return _read_params(folder)
+    except verified.DamagedError as error:
+      logging.warning('%s is damaged (%s)', folder, error)
+  raise CheckpointError(f'{path} is damaged: no checkpoint there is intact')
+
+
+def _read_params(path: epath.Path) -> dict[str, np.ndarray]:
+  record = verified.read_meta(path)['leaves']
+  # Saved on any number of devices, read onto one and handed over as NumPy.
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  wanted = {
+    name: jax.ShapeDtypeStruct(
+      tuple(leaf['shape']), leaf['dtype'], sharding=here
+    )
+    for name, leaf in record.items()
+  }
+  leaves = jax.device_get(verified.read_leaves(path, wanted, record))
   return {
     name.removeprefix(HEAD): leaf
     for name, leaf in leaves.items()
@@ -80,7 +88,11 @@ def matching(
   def encoder(leaves):
     return {k: v for k, v in leaves.items() if k.startswith('encoder/')}
 
-  records = {k: dict(shape=v.shape) for k, v in encoder(found).items()}
+  # Only shapes matter: weights kept in half precision become float32.
+  records = {
+    name: dict(shape=leaf.shape, dtype=jnp.float32)
+    for name, leaf in encoder(found).items()
+  }
   check_same_leaves(encoder(wanted), records, what=what)
   taken = {
     name: leaf

@@ -33,45 +33,73 @@ class WorkdirError(ValueError):
   """A workdir that cannot be used, told in one line."""
 
 
-def open_workdir(path: epath.PathLike, config: Any) -> epath.Path:
-  """Creates a workdir, or checks that it belongs to the same config.
-
-  Writes `config.json` and `environment.json`.
+def open_workdir(path: epath.PathLike) -> epath.Path:
+  """Creates a workdir where there is none.
 
   Args:
     path: the folder.
-    config: the resolved `ConfigDict`; `config.resume` does not count in the
-      comparison, and 'force' accepts any difference.
 
   Returns:
-    The folder.
+    The folder, absolute.
 
   Raises:
-    WorkdirError: another config, or a folder that cannot be written.
+    WorkdirError: it cannot be made.
   """
   # Orbax takes absolute paths only; gs://bucket/run is one.
   path = epath.Path(path if '://' in str(path) else os.path.abspath(path))
   try:
     path.mkdir(parents=True, exist_ok=True)
-    _check_config(path / 'config.json', config)
-    if jax.process_index() == 0:
+  except OSError as error:
+    raise WorkdirError(_unwritable(path, error)) from error
+  return path
+
+
+def record(path: epath.Path, config: Any) -> None:
+  """Writes config.json and environment.json, once the run is known to fit.
+
+  Raises:
+    WorkdirError: the folder cannot be written.
+  """
+  if jax.process_index() == 0:
+    try:
       write_json(path / 'config.json', _plain(config))
       write_json(path / 'environment.json', environment())
-  except OSError as error:
-    raise WorkdirError(
-      f'cannot write to the workdir {path}: {error}; choose another --workdir'
-    ) from error
-  return path
+    except OSError as error:
+      raise WorkdirError(_unwritable(path, error)) from error
+
+
+def _unwritable(path: epath.Path, error: OSError) -> str:
+  return (
+    f'cannot write to the workdir {path}: {error}; choose another --workdir'
+  )
 
 
 def _plain(config: Any) -> Any:
   return json.loads(config.to_json_best_effort())
 
 
-def _check_config(path: epath.Path, config: Any) -> None:
+def check_config(workdir: epath.Path, config: Any) -> None:
+  """Whether a workdir with checkpoints belongs to this config.
+
+  Args:
+    workdir: the folder.
+    config: the resolved `ConfigDict`; `config.resume` does not count in the
+      comparison, and 'force' accepts any difference.
+
+  Raises:
+    WorkdirError: another config, or one that cannot be read.
+  """
+  path = workdir / 'config.json'
   if not path.exists():
     return
-  old, new = _flat(json.loads(path.read_text())), _flat(_plain(config))
+  try:
+    old = _flat(json.loads(path.read_text()))
+  except ValueError as error:
+    raise WorkdirError(
+      f'{path} is not readable JSON ({error}); restore it, or move it away to '
+      'continue with the config of this command'
+    ) from error
+  new = _flat(_plain(config))
   changed = [
     f'{name}: {old.get(name, "absent")} there, {new.get(name, "absent")} now'
     for name in sorted(old.keys() | new.keys())
@@ -79,7 +107,7 @@ def _check_config(path: epath.Path, config: Any) -> None:
   ]
   if changed and config.resume != 'force':
     raise WorkdirError(
-      f'{path.parent} holds a run with another config ({"; ".join(changed)}); '
+      f'{workdir} holds a run with another config ({"; ".join(changed)}); '
       "choose another --workdir, or continue it with --config.resume='force'"
     )
   if changed:

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from input_pipeline.arrays import Arrays
+from input_pipeline.arrays import Arrays, fit
 from input_pipeline.resident import eval_batches
 from pretrain.losses import normalize
 from training import sharding
 
+BASELINE_SIZE = 32  # pixels; bounds what raw pixels and histograms hold
 QUERIES = 512  # per call: bounds the [queries, bank] similarities
 
 
@@ -47,7 +48,13 @@ def _votes(queries, bank, labels, k, classes, temperature, mesh):
     check_vma=False,
   )(queries, bank, labels)
   weight = jnp.exp(best / temperature)
-  return jnp.einsum('qk,qkc->qc', weight, jax.nn.one_hot(label, classes))
+  # Weights reach e^(1/τ): rounded to 8 bits they would change close votes.
+  return jnp.einsum(
+    'qk,qkc->qc',
+    weight,
+    jax.nn.one_hot(label, classes),
+    precision=jax.lax.Precision.HIGHEST,
+  )
 
 
 def knn_accuracy(
@@ -84,7 +91,7 @@ def knn_accuracy(
   classes = int(max(bank_labels.max(), labels.max())) + 1
   k = min(k, len(bank))
   extra = -len(bank) % mesh.size
-  bank = np.pad(np.asarray(normalize(bank)), ((0, extra), (0, 0)))
+  bank = np.pad(_unit(bank), ((0, extra), (0, 0)))
   bank_labels = np.pad(bank_labels, (0, extra), constant_values=-1)
   rows = sharding.over_batch(mesh)
   bank, bank_labels = jax.device_put((bank, bank_labels), rows)
@@ -101,6 +108,13 @@ def knn_accuracy(
     hits1, hits5 = hits1 + hits[:, 0].sum(), hits5 + hits.sum()
   share = 100.0 / len(queries)
   return dict(top1=float(hits1 * share), top5=float(hits5 * share))
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+  """`losses.normalize` on the host: a bank need not fit on one device."""
+  x = x.astype(np.float32)
+  norm = np.linalg.norm(x, axis=1, keepdims=True)
+  return x / np.maximum(norm, 1e-12)
 
 
 def raw_pixels(images: np.ndarray) -> np.ndarray:
@@ -121,13 +135,16 @@ def histogram(images: np.ndarray, bins: int = 8) -> np.ndarray:
   Returns:
     Unit-length features.
   """
-  n, *_, c = images.shape
+  c = images.shape[-1]
   bins = bins**2 if c == 1 else bins
-  steps = images.reshape(n, -1, c).astype(np.int64) * bins // 256
-  cell = sum(steps[..., i] * bins**i for i in range(c))
-  cell += np.arange(n)[:, None] * bins**c
-  counts = np.bincount(cell.ravel(), minlength=n * bins**c)
-  share = counts.reshape(n, -1) / cell.shape[1]
+
+  def count(image):
+    steps = image.reshape(-1, c).astype(np.int64) * bins // 256
+    cell = sum(steps[:, i] * bins**i for i in range(c))
+    return np.bincount(cell, minlength=bins**c)
+
+  counts = np.stack([count(image) for image in images])
+  share = counts / (images.shape[1] * images.shape[2])
   return np.sqrt(share).astype(np.float32)
 
 
@@ -209,7 +226,7 @@ class Knn:
     if self._step == 0:
       if self._untrained:
         out['knn_untrained'] = score['top1']
-      images = [arrays.images for arrays in self._parts.values()]
+      images = [fit(a.images, self._size) for a in self._parts.values()]
       for name, feature in (
         ('raw_pixels', raw_pixels),
         ('histogram', histogram),

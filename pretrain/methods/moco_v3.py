@@ -40,7 +40,7 @@ class MoCoV3:
   and this step's momentum; here that is the end of the step before, with the
   next step's momentum: the same sequence.
 
-  # Differs from the paper: its Algorithm 1 moves the teacher after the update;
+  Differs from the paper: its Algorithm 1 moves the teacher after the update;
   # the authors' code moves it before. A shift of one step.
 
   Every trainable parameter decays, biases and norms included, as in the

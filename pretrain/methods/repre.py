@@ -59,6 +59,10 @@ class RePre:
   def init(self, rng, batch, initial=None) -> tuple[Any, Any]:
     """The base's params plus {decoder, weighting}; the base's method_state."""
     params, method_state = self.base.init(rng, batch, initial)
+    if self.view not in batch:
+      raise ValueError(
+        f'method.repre.view={self.view!r} is not a view; known: {sorted(batch)}'
+      )
     images = batch[self.view][:1]
     features = self._encode(params['encoder'], images)
     decoder = self.branch.init(named_key(rng, 'decoder'), features)
@@ -98,7 +102,8 @@ class RePre:
     """Decoder and weighting first, then the base's rules."""
     return (
       ('decoder/.*', Rule(lr=self.lr, decay=self.decay)),
-      ('weighting/.*', Rule(lr=self.weighting_lr)),
+      # LARS or SGD at a base's rate would throw a scalar far off.
+      ('weighting/.*', Rule(lr=self.weighting_lr, optimizer='adamw')),
       *self.base.rules(),
     )
 
@@ -142,8 +147,8 @@ def repre(
     base: the contrastive method.
     lr: the decoder's learning rate by step.
     decay: the decoder's weight decay.
-    width: of the decoder; 64, 128, 256 for ViT-Ti, S, B cost 2.5 % of MoCo
-      v3's FLOPs.
+    width: of the decoder; 64, 128, 256 for ViT-Ti, S, B cost 2.2 to
+      2.4 % of MoCo v3's FLOPs.
     levels: how many levels of the encoder are fused (K).
     fusion_layers: convolutions per fusion block (N).
     view: the decoded view.
@@ -165,6 +170,11 @@ def repre(
       "'fixed'"
     )
   names = ('contrast', 'pixels')
+  if width < 1 or fusion_layers < 1 or len(weights) != len(names):
+    raise ValueError(
+      'method.repre needs width and fusion_layers of at least 1 and weights '
+      f'of {names}; got {width}, {fusion_layers} and {tuple(weights)}'
+    )
   learned = weighting == 'uncertainty'
   encoder = base.encoder
   return RePre(

@@ -47,7 +47,7 @@ class Drawing:
         self._reporter.figure(step, name, png)
 
 
-class Side:
+class Evaluation:
   """Runs evaluators and draws figures between steps.
 
   Args:

@@ -1,0 +1,38 @@
+"""A process: where it keeps compiled programs, how it tells an error."""
+
+import os
+import pathlib
+
+import jax
+from absl import flags
+
+
+def compilation_cache() -> None:
+  """Keeps compiled programs between starts, unless JAX was told where."""
+  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    home = os.environ.get('REPRE_JAX_CACHE', '~/.cache/repre_jax')
+    path = pathlib.Path(home).expanduser() / 'xla'
+    jax.config.update('jax_compilation_cache_dir', str(path))
+
+
+def explain(error: BaseException, workdir: str | None) -> str:
+  """An error in one line: what its innermost cause says.
+
+  Args:
+    error: any exception; where its text is a whole traceback, as of errors in
+      config files, the cause is told.
+    workdir: named where the system does not say which file it was.
+
+  Returns:
+    The message, after the kind of error where the message may not be ours.
+  """
+  while 'Traceback' in str(error) and (error.__cause__ or error.__context__):
+    error = error.__cause__ or error.__context__
+  unknown = isinstance(error, KeyError | AttributeError)
+  text = ' '.join(str(error.args[0] if unknown else error).split())
+  if unknown:
+    return f'unknown name {text}'
+  if isinstance(error, OSError) and error.filename is None and workdir:
+    return f'{text} (workdir {workdir})'
+  told = isinstance(error, ValueError | OSError | RuntimeError | flags.Error)
+  return text[:2000] if told else f'{type(error).__name__}: {text[:2000]}'
