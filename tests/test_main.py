@@ -273,8 +273,8 @@ class TestInitFrom:
       ),
       (
         dict(encoder__width=48, encoder__num_heads=3),
-        r'mis-shaped: encoder/block_0/attention/key/bias is \(32,\) here '
-        r'\(48,\), .* and 29 more',
+        r'mis-shaped: encoder/block_0/attention/key/bias is float32\[32\] '
+        r'there, float32\[48\] here, .* and 29 more',
       ),
       (
         dict(method__repre__levels=1, encoder__depth=1),

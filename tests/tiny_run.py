@@ -214,7 +214,8 @@ def main_in_process(monkeypatch, *options):
 
 def rows(workdir):
   """The reports of a run."""
-  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  text = path.read_text() if path.exists() else ''
   return [json.loads(line) for line in text.splitlines()]
 
 

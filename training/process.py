@@ -1,5 +1,6 @@
 """A process: where it keeps compiled programs, how it tells an error."""
 
+import ast
 import os
 import pathlib
 
@@ -29,9 +30,12 @@ def explain(error: BaseException, workdir: str | None) -> str:
   while 'Traceback' in str(error) and (error.__cause__ or error.__context__):
     error = error.__cause__ or error.__context__
   unknown = isinstance(error, KeyError | AttributeError)
-  text = ' '.join(str(error.args[0] if unknown else error).split())
+  text = str(error.args[0]) if unknown and error.args else str(error)
+  if unknown and text[:1] in ('"', "'") and text[-1:] == text[:1]:
+    text = ast.literal_eval(text)  # a KeyError's text within another's
+  text = ' '.join(text.split())
   if unknown:
-    return f'unknown name {text}'
+    return f'unknown name: {text}'
   if isinstance(error, OSError) and error.filename is None and workdir:
     return f'{text} (workdir {workdir})'
   told = isinstance(error, ValueError | OSError | RuntimeError | flags.Error)
