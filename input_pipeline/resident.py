@@ -53,7 +53,7 @@ class Resident:
 
     Raises:
       ValueError: no views, a reserved name, a crop below one pixel, a batch
-        larger than the data set or not divisible among the devices.
+        larger than the data set.
     """
     self.arrays, self.views = arrays, dict(views)
     self.batch_size, self.seed, self.size = batch_size, seed, len(arrays)
@@ -62,7 +62,6 @@ class Resident:
     )
     _check_views(self.views, arrays)
     batch_sharding, data_sharding = shardings or (None, None)
-    _check_divisible(batch_size, batch_sharding)
     self._batch_sharding = batch_sharding
     self._constant = {
       'images': _put(arrays.images, data_sharding),
@@ -141,29 +140,6 @@ def _check_views(views: Mapping[str, View], arrays: Arrays) -> None:
         f'{side:.2f} px a side; use a scale of at least '
         f'{1 / (height * width):.2g}'
       )
-
-
-def _check_divisible(
-  batch_size: int, sharding: jax.sharding.Sharding | None
-) -> None:
-  """Refuses batches that do not split evenly, naming the nearest that do."""
-  if sharding is None:
-    return
-  devices = sharding.num_devices // _copies(sharding)
-  if batch_size % devices:
-    lower = batch_size // devices * devices
-    near = [size for size in (lower, lower + devices) if size]
-    raise ValueError(
-      f'batch_size {batch_size} does not divide among {devices} devices; '
-      f'nearest: {" or ".join(map(str, near))}'
-    )
-
-
-def _copies(sharding: jax.sharding.Sharding) -> int:
-  """How many devices hold the same part of a [b] array."""
-  # As many rows as devices always divide.
-  (rows,) = sharding.shard_shape((sharding.num_devices,))
-  return rows
 
 
 def _put(

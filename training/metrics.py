@@ -77,7 +77,8 @@ class Reporter:
     self.path = workdir / 'metrics.jsonl'
     self._total = total
     self._batch_size = batch_size
-    self._events = tensorboard.Events(workdir) if self.lead else None
+    events = tensorboard.Events
+    self._events = events(workdir, start=start) if self.lead else None
     self._bar = None
     self._timed_step, self._timed_at, self._pause = start, time.time(), 0.0
     if self.lead:

@@ -21,9 +21,15 @@ except ImportError:  # optional: metrics.jsonl holds the same numbers
 
 
 class Events:
-  """Appends to `tensorboard/` in a workdir; silent without TensorBoard."""
+  """Appends to `tensorboard/` in a workdir; silent without TensorBoard.
 
-  def __init__(self, workdir: epath.Path):
+  Args:
+    workdir: the folder of the run.
+    start: the step the run starts from; what older files hold of later steps
+      is hidden by TensorBoard.
+  """
+
+  def __init__(self, workdir: epath.Path, *, start: int = 0):
     self._writer = self._file = None
     if event_pb2 is None:
       logging.info('tensorboard is not installed: only metrics.jsonl is kept')
@@ -34,6 +40,8 @@ class Events:
     self._file = (folder / f'events.out.tfevents.{name}').open('wb')
     self._writer = record_writer.RecordWriter(self._file)
     self._write(event_pb2.Event(file_version='brain.Event:2'))
+    session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(event_pb2.Event(step=start, session_log=session))
 
   def _write(self, event) -> None:
     event.wall_time = time.time()

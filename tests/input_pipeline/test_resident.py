@@ -125,15 +125,6 @@ def test_errors_before_compilation(data, change, message):
     resident.Resident(data, **arguments)
 
 
-@pytest.mark.parametrize('batch, near', [(6, '4 or 8'), (3, '4')])
-def test_indivisible_batches_name_the_nearest(data, shardings, batch, near):
-  message = f'batch_size {batch} does not divide among 4 .* nearest: {near}$'
-  with pytest.raises(ValueError, match=message):
-    resident.Resident(
-      data, VIEWS, batch_size=batch, seed=0, shardings=shardings
-    )
-
-
 def test_a_replicated_batch_need_not_divide(data, shardings):
   _, replicated = shardings
   train = resident.Resident(
