@@ -94,7 +94,9 @@ def _data(name: str, **fields) -> dict:
 
 def photos() -> dict:
   """Tiles of photographs that ship with scikit-image and scikit-learn."""
-  return _data('photos', image_size=32, tile=64, gray=True, standardize=True)
+  return _data(
+    'photos', image_size=32, tile=64, stride=8, gray=True, standardize=True
+  )
 
 
 def cifar10() -> dict:

@@ -173,8 +173,7 @@ def commands():
   }
   readme = ROOT / 'README.md'
   if readme.exists():
-    fenced = re.findall(r'```\w*\n(.*?)```', readme.read_text(), re.S)
-    texts['README.md'] = '\n'.join(fenced)
+    texts['README.md'] = readme.read_text()
   for name, text in texts.items():
     for line in text.replace('\\\n', ' ').splitlines():
       found = re.search(r'\bpython3? main\.py (.*)', line)
