@@ -19,6 +19,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 
 jax.config.update('jax_num_cpu_devices', 4)
+# Two programs in flight can starve each other of threads where devices are
+# fake: each waits for its own four.
+jax.config.update('jax_cpu_enable_async_dispatch', False)
 jax.config.update(
   'jax_compilation_cache_dir',
   os.environ.get(
