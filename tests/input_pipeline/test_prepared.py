@@ -150,7 +150,7 @@ def test_a_failed_write_leaves_nothing_behind(data_dir, cache, monkeypatch):
 @pytest.mark.parametrize(
   'name, split, message',
   [
-    ('mixed', 'train', r'needs equal sizes; use data.mode=.stream.'),
+    ('mixed', 'train', r'data on the device need one size'),
     ('tiny', 'val', r"no split 'val'; found \['test', 'train'\]"),
     ('tiny', 'train[:0]', 'is empty'),
     ('unlabelled', 'train', r"found \['image', 'kind'\]"),
