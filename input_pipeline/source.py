@@ -1,0 +1,40 @@
+"""Random access to images, wherever they come from."""
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+  """A data set whose images can be asked for by number, in any order.
+
+  Reading must be safe from several threads at once.
+
+  Attributes:
+    name: for messages.
+    labels: int32 [n] within 0..len(classes)-1, or None.
+    classes: names of the labels; empty without labels.
+    channels: of the images, where the source fixes it; None where the decoder
+      chooses (files).
+    cache_key: identifies the content for good, or None where it may change
+      unnoticed. What is derived from such content may be kept on disk.
+  """
+
+  name: str
+  labels: np.ndarray | None
+  classes: tuple[str, ...]
+  channels: int | None
+  cache_key: str | None
+
+  def __len__(self) -> int:
+    """Number of images."""
+
+  def read(self, index: int) -> bytes | np.ndarray:
+    """One image: the bytes of a file, or uint8 [h, w, c].
+
+    Raises:
+      OSError: it cannot be read.
+    """
+
+  def where(self, index: int) -> str:
+    """What to call one image in a message, such as its path."""
