@@ -5,6 +5,10 @@ import pathlib
 import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# XLA's pool has a thread per core, and a fake device that waits for the others
+# in a collective holds one: with fewer cores than devices all can be waiting
+# for one that finds no thread.
+os.environ.setdefault('PJRT_NPROC', '8')
 # Fake devices wait for each other; on a loaded machine longer than the 40 s
 # after which XLA gives up.
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -19,8 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 
 jax.config.update('jax_num_cpu_devices', 4)
-# Two programs in flight can starve each other of threads where devices are
-# fake: each waits for its own four.
+# For the same reason one program at a time.
 jax.config.update('jax_cpu_enable_async_dispatch', False)
 jax.config.update(
   'jax_compilation_cache_dir',
