@@ -12,11 +12,8 @@ import numpy as np
 
 from input_pipeline import order
 from input_pipeline.arrays import Arrays, fit
-from input_pipeline.augment import augment
-from input_pipeline.views import View
-
-# What `render` returns beside the views.
-RESERVED = ('label', 'index')
+from input_pipeline.augment import augment, row_keys
+from input_pipeline.views import View, check_views
 
 
 class Resident:
@@ -118,20 +115,13 @@ class Resident:
     out = {'index': index}
     if 'labels' in batch:
       out['label'] = batch['labels'].at[index].get(mode='promise_in_bounds')
-    fold_rows = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     for number, (name, view) in enumerate(self.views.items()):
-      keys = fold_rows(jax.random.fold_in(rng, number), row)
-      out[name] = augment(images, view, keys)
+      out[name] = augment(images, view, row_keys(rng, number, row))
     return out
 
 
 def _check_views(views: Mapping[str, View], arrays: Arrays) -> None:
-  if not views:
-    raise ValueError('views must hold at least one view')
-  if reserved := sorted(set(views) & set(RESERVED)):
-    raise ValueError(
-      f'views must not be named {reserved}: {RESERVED} are taken'
-    )
+  check_views(views)
   height, width = arrays.images.shape[1:3]
   for name, view in views.items():
     if (side := math.sqrt(view.scale[0] * height * width)) < 1:
