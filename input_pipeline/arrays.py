@@ -11,7 +11,7 @@ from PIL import Image
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arrays:
-  """A data set that fits into memory.
+  """A data set that fits into memory; see `source.Source`.
 
   Attributes:
     name: for messages.
@@ -24,6 +24,8 @@ class Arrays:
   images: np.ndarray
   labels: np.ndarray | None = None
   classes: tuple[str, ...] = ()
+
+  cache_key = None
 
   def __post_init__(self):
     images, labels = self.images, self.labels
@@ -56,6 +58,19 @@ class Arrays:
 
   def __len__(self):
     return len(self.images)
+
+  @property
+  def channels(self) -> int:
+    """Channels of every image."""
+    return self.images.shape[-1]
+
+  def read(self, index: int) -> np.ndarray:
+    """One image, uint8 [h, w, c]."""
+    return self.images[index]
+
+  def where(self, index: int) -> str:
+    """What to call one image."""
+    return f'{self.name}[{index}]'
 
 
 def fit(images: np.ndarray, size: int) -> np.ndarray:

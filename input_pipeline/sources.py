@@ -1,17 +1,20 @@
-"""Data sets by name, as arrays in memory."""
+"""Data sets by name, as images by number."""
 
 import difflib
 import functools
 import inspect
 import os
 
-from input_pipeline.arrays import Arrays, from_npz
+from input_pipeline.arrays import from_npz
+from input_pipeline.folder import from_folder
 from input_pipeline.photos import from_photos
 from input_pipeline.prepared import from_tfds
+from input_pipeline.source import Source
 
 SOURCES = {
   'photos': from_photos,
   'arrays': from_npz,
+  'folder': from_folder,
   'tfds': from_tfds,
   'cifar10': functools.partial(from_tfds, tfds_name='cifar10'),
 }
@@ -22,21 +25,19 @@ def load(
   *,
   split: str = 'train',
   data_dir: str | os.PathLike | None = None,
-  image_size: int | None = None,
   **options,
-) -> Arrays:
-  """Loads a data set into memory.
+) -> Source:
+  """Opens a data set.
 
   Args:
     name: a key of `SOURCES`.
     split: 'train', 'test', or what the source knows.
     data_dir: folder or file of the data; 'photos' needs none.
-    image_size: side in pixels to fit the images to; None leaves them.
-    **options: of the source: `tile`, `gray` and `stride` of 'photos',
-      `tfds_name` of 'tfds'.
+    **options: of the source: `tile`, `gray` and `stride` of 'photos', `labels`
+      of 'folder', `tfds_name` of 'tfds'.
 
   Returns:
-    The data set.
+    The data set; `Arrays` where it is in memory anyway.
 
   Raises:
     ValueError: unknown name, or bad contents.
@@ -56,4 +57,4 @@ def load(
       f'data set {name!r} does not take the options {sorted(options)} '
       f'({error}); use its own config word'
     ) from error
-  return source(split=split, data_dir=data_dir, image_size=image_size)
+  return source(split=split, data_dir=data_dir)

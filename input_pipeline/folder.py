@@ -1,0 +1,285 @@
+"""Images in a folder, or in a `.zip` or `.tar` of one: splits and labels.
+
+Splits are the sub-folders `train` and one of `TESTS`; classes are sub-folders
+too, or come from a table.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from input_pipeline import labels as labelling
+from input_pipeline.archives import open_archive
+from input_pipeline.decode import EXTENSIONS
+from input_pipeline.listing import is_remote
+from input_pipeline.names import Listing, shown
+from input_pipeline.tree import LocalTree, RemoteTree, Tree, read_file
+
+TESTS = ('test', 'val', 'valid', 'validation')  # the first that is there
+_SHOWN = 8  # names or kinds in an error
+
+
+class Files:
+  """Image files by number; see `source.Source`."""
+
+  channels = None
+  cache_key = None  # files change unnoticed
+
+  def __init__(
+    self,
+    tree: Tree,
+    images: Listing,
+    *,
+    rows: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    classes: tuple[str, ...] = (),
+  ):
+    """Puts together what was found.
+
+    Args:
+      tree: where the files are.
+      images: the listing that they are from.
+      rows: int64 [n] which of them are meant; None for all.
+      labels: int32 [n] or None.
+      classes: names of the labels.
+    """
+    self.name = f'{tree.name}/{shown(images.above)}'.rstrip('/')
+    self.labels, self.classes = labels, classes
+    self._tree, self._images, self._rows = tree, images, rows
+
+  def __len__(self):
+    return len(self._images) if self._rows is None else len(self._rows)
+
+  def _row(self, index: int) -> int:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    return int(index if self._rows is None else self._rows[index])
+
+  def read(self, index: int) -> bytes:
+    """Content of one file; OSError if it cannot be read."""
+    return self._tree.read(self._images, self._row(index))
+
+  def where(self, index: int) -> str:
+    """Path of one file, printable."""
+    return f'{self.name}/{shown(self._images[self._row(index)])}'
+
+
+def from_folder(
+  *,
+  split: str = 'train',
+  data_dir: str | os.PathLike | None = None,
+  labels: str = 'auto',
+) -> Files:
+  """Finds the images in a folder or archive.
+
+  The order is that of the paths as bytes. If there are the sub-folders `train`
+  and one of `TESTS` (case does not matter), they are the splits. Classes are
+  counted over all splits, so that their numbers agree.
+
+  Args:
+    split: 'train', 'test' (the first of `TESTS` that is there), the name of a
+      sub-folder, or 'all'; without sub-folders for splits 'train' is all.
+    data_dir: folder, local or as `gs://bucket/folder`; or a `.zip` or `.tar`.
+    labels: 'folders' for the first level of sub-folders; 'none'; 'auto' for
+      'folders' if every image is in one of at least two of them, else 'none';
+      or the path of a table of paths and labels (see `labels.read_table`),
+      absolute or relative to data_dir or to each split. Files that a table does
+      not name are left out.
+
+  Returns:
+    The images.
+
+  Raises:
+    FileNotFoundError: no such folder, archive or table.
+    ValueError: no such split, no images, labels that do not fit.
+  """
+  tree = open_tree(data_dir)
+  folder = _split_folder(tree, split)
+  images = tree.listing(folder)
+  if not len(images):
+    raise ValueError(_nothing(tree, folder, images))
+  if labels == 'none':
+    return Files(tree, images)
+  siblings = functools.cache(functools.partial(_siblings, tree, folder))
+  if labels not in ('auto', 'folders'):
+    return _from_table(tree, folder, labels, images, siblings)
+  numbers, classes, loose = _by_folder(tree, folder, images, siblings)
+  if labels == 'folders' and loose:
+    raise ValueError(
+      f"{tree.name}: labels='folders', but {shown(loose)} is in no sub-folder "
+      'for a class'
+    )
+  if labels == 'auto' and len(classes) < 2:
+    return Files(tree, images)
+  return Files(tree, images, labels=numbers, classes=classes)
+
+
+def has_split(data_dir: str | os.PathLike | None, split: str) -> bool:
+  """Whether `from_folder` knows a split; images are not looked for.
+
+  Args:
+    data_dir: as of `from_folder`.
+    split: as of `from_folder`.
+
+  Returns:
+    True if there is such a sub-folder, or the split is all there is.
+
+  Raises:
+    FileNotFoundError: no such folder or archive.
+    ValueError: a file that is no such archive.
+  """
+  tree = open_tree(data_dir)
+  try:
+    _split_folder(tree, split)
+  except ValueError:
+    return False
+  return True
+
+
+def open_tree(data_dir: str | os.PathLike | None) -> Tree:
+  """Opens a folder or an archive.
+
+  Args:
+    data_dir: path or URL.
+
+  Returns:
+    The tree.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: a file, but no archive that can be read in place.
+  """
+  if not data_dir:
+    raise FileNotFoundError(
+      "source 'folder' needs data_dir to be a folder of images, or a .zip or "
+      '.tar of one'
+    )
+  text = os.fspath(data_dir)
+  if is_remote(text):
+    path = epath.Path(text)
+    if path.is_dir():
+      return RemoteTree(text)
+    if path.exists():
+      return open_archive(text)
+    raise FileNotFoundError(f'data_dir {text} does not exist')
+  text = os.path.abspath(os.path.expanduser(text))
+  if os.path.isdir(text):
+    return LocalTree(text)
+  if os.path.isfile(text):
+    return open_archive(text)
+  state = 'is no folder' if os.path.lexists(text) else 'does not exist'
+  raise FileNotFoundError(f'data_dir {shown(os.fsencode(text))} {state}')
+
+
+def _splits(folders: Sequence[bytes]) -> dict[str, bytes]:
+  """The folders that are splits, by name in lower case; empty without."""
+  names = {name.decode(errors='replace').lower(): name for name in folders}
+  found = {key: names[key] for key in ('train', *TESTS) if key in names}
+  # `train` alone, among others, is a class of vehicles.
+  if 'train' in found and (len(found) > 1 or len(folders) == 1):
+    return found
+  return {}
+
+
+def _split_folder(tree: Tree, split: str) -> bytes:
+  """The sub-folder of a split; empty for the whole."""
+  if split == 'all':
+    return b''
+  folders = tree.folders()
+  splits = _splits(folders)
+  known = [key for key in TESTS if key in splits]
+  if split == 'test' and known:
+    return splits[known[0]]
+  if split in splits:
+    return splits[split]
+  if split == 'train':
+    return b''
+  if split != 'test' and os.fsencode(split) in folders:
+    return os.fsencode(split)
+  looked = split if split != 'test' else f'train with {" or ".join(TESTS)}'
+  found = ', '.join(shown(name) for name in folders[:_SHOWN]) or 'none'
+  raise ValueError(
+    f'{tree.name}: nothing for the split {split!r}: looked for the sub-folders '
+    f"{looked}, found {found}{', ...' if len(folders) > _SHOWN else ''}; 'all' "
+    'is the whole folder'
+  )
+
+
+def _siblings(tree: Tree, folder: bytes) -> tuple[Listing, ...]:
+  """The other splits."""
+  if not folder:
+    return ()
+  splits = _splits(tree.folders()).values()
+  return tuple(tree.listing(name) for name in splits if name != folder)
+
+
+def _by_folder(tree, folder, images, siblings):
+  """As `labels.by_folder`; the whole of several splits has their classes."""
+  splits = {} if folder else _splits(tree.folders())
+  if not splits:
+    return labelling.by_folder([images], siblings())
+  parts = [images.within(name) for name in sorted(splits.values())]
+  if sum(map(len, parts)) == len(images):
+    return labelling.by_folder(parts)
+  tops = tuple(name + b'/' for name in splits.values())
+  loose = (images[i] for i in range(len(images)))
+  return None, (), next(p for p in loose if not p.startswith(tops))
+
+
+def _from_table(tree, folder, path, images, siblings) -> Files:
+  """Images that a table names, and their labels."""
+  tables = _tables(tree, path)
+  own = tables.get(folder, tables.get(b''))
+  if own is None:
+    raise FileNotFoundError(
+      f'{tree.name}: no table of labels {path!r} in data_dir; labels may be '
+      "'auto', 'folders', 'none' or the path of a table"
+    )
+  classes = {label for table in tables.values() for label in table.values()}
+  classes = labelling.number_classes(classes)
+  rows, numbers = labelling.by_table(
+    own, classes, images, siblings=siblings, root=tree.root, name=path
+  )
+  if not len(rows):
+    raise ValueError(f'{path}: names none of the {len(images)} images')
+  logging.info(
+    '%s names %d images; %d others are left out',
+    path,
+    len(rows),
+    len(images) - len(rows),
+  )
+  return Files(tree, images, rows=rows, labels=numbers, classes=classes)
+
+
+def _tables(tree: Tree, path: str) -> dict[bytes, dict[bytes, str]]:
+  """Tables by the folder they are for: one for all, or one for each split."""
+  if is_remote(path):
+    content = epath.Path(path).read_bytes()
+    return {b'': labelling.read_table(content, path)}
+  expanded = os.path.expanduser(path)
+  if os.path.isabs(expanded):
+    return {b'': labelling.read_table(read_file(expanded), path)}
+  content = tree.table(path)
+  if content is not None:
+    return {b'': labelling.read_table(content, path)}
+  found = {}
+  for folder in _splits(tree.folders()).values():
+    name = os.path.join(os.fsdecode(folder), path)
+    content = tree.table(name)
+    if content is not None:
+      found[folder] = labelling.read_table(content, name)
+  return found
+
+
+def _nothing(tree: Tree, folder: bytes, images: Listing) -> str:
+  seen = sorted(images.kinds.items(), key=lambda item: -item[1])
+  text = ', '.join(f'{count} {kind}' for kind, count in seen[:_SHOWN])
+  return (
+    f'{tree.name}/{shown(folder)}'.rstrip('/')
+    + f': no images; looked for {" ".join(EXTENSIONS)} at any depth, seen: '
+    + (text or 'no files at all')
+  )

@@ -1,0 +1,248 @@
+"""Which images a folder holds, at any depth, found out once.
+
+Millions of files take a while to list, so the result is kept (see `cache`). It
+counts as long as no folder on the way has changed, which takes one look at each
+folder and none at the files. Remote folders tell no such thing: their list is
+used as it is until someone deletes it.
+"""
+
+import array
+import collections
+import concurrent.futures
+import json
+import os
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import tqdm
+from absl import logging
+from etils import epath
+
+from input_pipeline import cache
+from input_pipeline.decode import EXTENSIONS
+from input_pipeline.names import Listing, Names, shown
+
+IMAGES = tuple(os.fsencode(extension) for extension in EXTENSIONS)
+_FORMAT = f'1 {EXTENSIONS}'  # of the cached lists
+_KEYS = ('images_blob', 'images_ends', 'folders_blob', 'folders_ends')
+_KEYS += ('mtimes', 'kinds')
+_MAX_KINDS = 100  # extensions counted one by one
+_REMOTE_CALLS = 32  # at a time
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+  """Whether a path is a URL such as `gs://bucket/folder`."""
+  return bool(re.match(r'[a-z][a-z0-9+.-]*://', os.fspath(path)))
+
+
+def is_hidden(name: bytes) -> bool:
+  """Whether a file or folder is not meant to be seen."""
+  return name.startswith(b'.') or name == b'__MACOSX'
+
+
+def is_image(name: bytes) -> bool:
+  """Whether a name has one of the `EXTENSIONS` of images."""
+  return name[-5:].lower().endswith(IMAGES)
+
+
+class Kinds(collections.Counter):
+  """Counts files by extension, a few extensions at most."""
+
+  def see(self, name: bytes) -> None:
+    """Counts one file."""
+    kind = shown(os.path.splitext(name)[1].lower()) or 'no extension'
+    if len(self) >= _MAX_KINDS and kind not in self:
+      kind = 'others'
+    self[kind] += 1
+
+
+def list_folder(folder: str, *, above: bytes = b'') -> Listing:
+  """Lists the images in a folder, at any depth, in the order of their paths.
+
+  Hidden files and folders are left out; linked folders are followed, each
+  folder once.
+
+  Args:
+    folder: absolute path or URL.
+    above: path from the top of the data set to the folder, see `Listing`.
+
+  Returns:
+    The images; names are relative to the folder, sorted as bytes.
+
+  Raises:
+    OSError: it cannot be listed.
+  """
+  remote = is_remote(folder)
+  name = shown(os.fsencode(os.path.basename(folder.rstrip('/'))))
+  path = cache.cache_file('list', name, digest=f'{_FORMAT} {folder}')
+  kept = cache.read_arrays(path, _KEYS)
+  if kept is not None and (remote or _unchanged(folder, kept)):
+    if remote:
+      logging.info(
+        '%s: taking the list of images as of the last time; delete %s to have '
+        'it listed again',
+        folder,
+        path,
+      )
+    kinds = json.loads(str(kept['kinds']))
+    return Listing(Names.from_arrays(kept, 'images'), kinds, above=above)
+  walk = RemoteWalk(folder) if remote else _Walk(folder)
+  images = Names.of(walk.images())
+  if walk.complete and len(images):
+    cache.write_arrays(
+      path,
+      **images.to_arrays('images'),
+      **Names.of(walk.folders).to_arrays('folders'),
+      mtimes=np.frombuffer(walk.mtimes, np.int64),
+      kinds=np.array(json.dumps(walk.kinds)),
+    )
+  return Listing(images, walk.kinds, above=above)
+
+
+def _unchanged(root: str, kept: dict[str, np.ndarray]) -> bool:
+  """Whether all folders of a kept list bear the time stamps of then."""
+  root = os.fsencode(root)
+  folders = Names.from_arrays(kept, 'folders')
+  try:
+    return all(
+      os.stat(os.path.join(root, folder)).st_mtime_ns == mtime
+      for folder, mtime in zip(folders, kept['mtimes'], strict=True)
+    )
+  except (OSError, ValueError):
+    return False
+
+
+class _Walk:
+  """One pass over a local folder.
+
+  Attributes:
+    folders: all that were listed, relative, with a trailing '/'.
+    mtimes: of these folders before they were listed, ns.
+    kinds: files that are no images.
+    complete: nothing failed or changed meanwhile: worth keeping.
+  """
+
+  def __init__(self, root: str):
+    self._root, self._seen = os.fsencode(root), set()
+    self.folders, self.mtimes = [], array.array('q')
+    self.kinds, self.complete = Kinds(), True
+
+  def images(self) -> Iterator[bytes]:
+    """Relative paths in the order of their bytes."""
+    # Sorting each folder with '/' behind the names of its folders sorts the
+    # paths as a whole, and only one folder has to be held as a list.
+    stack = [iter(self._list(b''))]
+    with tqdm.tqdm(
+      desc=f'listing {shown(self._root)}', unit=' files', delay=2
+    ) as progress:
+      while stack:
+        count = 0
+        for path in stack[-1]:
+          if path.endswith(b'/'):
+            stack.append(iter(self._list(path)))
+            break
+          count += 1
+          yield path
+        else:
+          stack.pop()
+        progress.update(count)
+
+  def _list(self, folder: bytes) -> list[bytes]:
+    """Images and, with a trailing '/', folders directly in a folder."""
+    path = os.path.join(self._root, folder)
+    out = []
+    try:
+      status = os.stat(path)
+      if (status.st_dev, status.st_ino) in self._seen:
+        logging.info('%s is a link to a folder seen already', shown(path))
+        return []
+      self._seen.add((status.st_dev, status.st_ino))
+      with os.scandir(path) as entries:
+        for entry in entries:
+          name = entry.name
+          if is_hidden(name):
+            continue
+          # The kind comes with the name: only links are looked at.
+          if is_image(name) and entry.is_file():
+            out.append(folder + name)
+          elif entry.is_dir():
+            out.append(folder + name + b'/')
+          else:
+            self.kinds.see(name)
+    except OSError as error:
+      if not folder:
+        raise
+      logging.warning('left out, cannot be listed: %s', error)
+      self.complete = False
+      return []
+    self.folders.append(folder)
+    self.mtimes.append(status.st_mtime_ns)
+    self.complete &= cache.settled(status.st_mtime_ns)
+    out.sort()
+    return out
+
+
+class RemoteWalk:
+  """One pass over a remote folder; attributes as of `_Walk`.
+
+  Object stores are asked for the content of many folders at a time. Whether an
+  entry is a folder costs a call of its own, so what is named like an image is
+  taken for one.
+  """
+
+  def __init__(self, root: str):
+    self._root = epath.Path(root)
+    self.folders, self.mtimes = [], array.array('q')
+    self.kinds, self.complete = Kinds(), True
+
+  def images(self) -> list[bytes]:
+    """Relative paths in the order of their bytes."""
+    found = []
+    with (
+      concurrent.futures.ThreadPoolExecutor(_REMOTE_CALLS) as pool,
+      tqdm.tqdm(desc=f'listing {self._root}', unit=' files', delay=2) as bar,
+    ):
+      level = ['']
+      while level:
+        entries = [
+          folder + name
+          for folder, names in zip(
+            level, pool.map(self._names, level), strict=True
+          )
+          for name in names
+          if not is_hidden(os.fsencode(name))
+        ]
+        others = []
+        for path in entries:
+          if is_image(os.fsencode(path)):
+            found.append(os.fsencode(path))
+          else:
+            others.append(path)
+        bar.update(len(entries) - len(others))
+        level = []
+        for path, folder in zip(
+          others, pool.map(self._is_folder, others), strict=True
+        ):
+          if folder:
+            level.append(f'{path}/')
+          else:
+            self.kinds.see(os.fsencode(path))
+    return sorted(set(found))
+
+  def _names(self, folder: str) -> list[str]:
+    return [path.name for path in (self._root / folder).iterdir()]
+
+  def folders(self) -> list[bytes]:
+    """Names of the folders of the first level, sorted."""
+    names = [
+      name
+      for name in map(os.fsencode, self._names(''))
+      if not is_hidden(name) and not is_image(name)
+    ]
+    with concurrent.futures.ThreadPoolExecutor(_REMOTE_CALLS) as pool:
+      found = pool.map(self._is_folder, map(os.fsdecode, names))
+    return sorted(n for n, yes in zip(names, found, strict=True) if yes)
+
+  def _is_folder(self, path: str) -> bool:
+    return (self._root / path).is_dir()
