@@ -7,7 +7,9 @@ finished; 75: stopped by a signal after saving, start me again; anything else
 is an error, told in one line above its traceback.
 """
 
+import contextlib
 import difflib
+import functools
 import json
 import os
 import sys
@@ -23,10 +25,11 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from input_pipeline.arrays import Arrays, fit
+from input_pipeline import feed, mode
+from input_pipeline.eval_batches import eval_batches
 from input_pipeline.photos import whole_photos
 from input_pipeline.resident import Resident
-from input_pipeline.sources import load
+from input_pipeline.source import Source
 from input_pipeline.views import View
 from models import make_encoder
 from pretrain import collapse
@@ -37,6 +40,7 @@ from training.checkpoint import Checkpoints
 from training.protocols import Method
 from training.step import Run
 from training.warm_start import load_params
+from transfer.check_data import check_data
 from transfer.knn import Knn
 
 FIGURE_ROWS = 8
@@ -70,18 +74,23 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     )
   mesh = sharding.make_mesh(config.fsdp)
   sharding.check_batch(config.batch_size, mesh, config.chunks)
-  train, test = load_data(config.data)
+  train, test = feed.open_sources(config.data)
   size = config.data.image_size
   views = {n: View(**{'size': size, **v}) for n, v in config.views.items()}
-  data = Resident(
+  data, how = feed.make_feed(
+    config.data,
     train,
     views,
     batch_size=config.batch_size,
     seed=config.seed,
     shardings=(sharding.over_batch(mesh), sharding.replicated(mesh)),
   )
+  print(how, file=sys.stderr)
+  train = data.source
+  if test is not None and isinstance(data, Resident):
+    test = feed.decoded(config.data, test)
   total = loop.count_steps(config, data.steps_per_epoch)
-  channels = train.images.shape[-1]
+  channels = feed.channels_of(config.data, train)
   method = build_method(config, channels, data.steps_per_epoch, total)
   # A run that continues no longer needs what it began with.
   started = Checkpoints(workdir).steps()
@@ -93,37 +102,40 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     data=data,
     initial=initial and load_params(initial),
   )
-  return loop.train(
-    run,
-    workdir,
-    total=total,
-    evaluators=build_evaluators(config, method, mesh, train, test, size),
-    figures=in_windows(method.figures, (size, size)),
-    figure_batch=figure_batch(config.data, test or train, views, mesh),
-    watch=collapse.warnings,
-  )
-
-
-TASKS: Mapping[str, Callable[[Any, str], Any]] = {'pretrain': pretrain}
-
-
-def load_data(config: Any) -> tuple[Arrays, Arrays | None]:
-  """Training images, and test images where `test_split` names them."""
-  fields = dict(config)
-  fields.pop('mode')  # 'auto' is resident: there is no other yet
-  test_split = fields.pop('test_split')
-  fields.pop('image_size')  # of the views; the source keeps its own size
-  train = load(fields.pop('name'), **fields)
-  if not test_split:
-    return train, None
-  test = load(config.name, **(fields | dict(split=test_split)))
-  channels = [x.images.shape[-1] for x in (train, test)]
-  if channels[0] != channels[1]:
-    raise ValueError(
-      f'images for training have {channels[0]} channels, those for testing '
-      f'{channels[1]}; they must agree'
+  shown = figure_images(config.data, train if test is None else test, channels)
+  shown = jax.device_put(shown, sharding.replicated(mesh))
+  with contextlib.closing(data):
+    return loop.train(
+      run,
+      workdir,
+      total=total,
+      evaluators=build_evaluators(config, method, mesh, train, test, channels),
+      figures=in_windows(method.figures, (size, size)),
+      figure_batch=dict.fromkeys(views, shown),
+      watch=functools.partial(warnings, config),
     )
-  return train, test
+
+
+TASKS: Mapping[str, Callable[[Any, str], Any]] = {
+  'pretrain': pretrain,
+  'check_data': check_data,
+}
+
+
+def warnings(config: Any, scalars: Mapping[str, float]) -> list[str]:
+  """What a report should warn of.
+
+  Raises:
+    ValueError: more images cannot be read than `data.max_unreadable` allows.
+  """
+  share = scalars.get('replaced', 0.0) / config.batch_size
+  if share > config.data.max_unreadable:
+    raise ValueError(
+      f'{share:.1%} of the images of the last steps cannot be read, '
+      f'config.data.max_unreadable={config.data.max_unreadable:.1%}; run '
+      '--config.task=check_data to see which'
+    )
+  return collapse.warnings(scalars)
 
 
 def build_method(
@@ -156,9 +168,9 @@ def build_evaluators(
   config: Any,
   method: Method,
   mesh: Mesh,
-  train: Arrays,
-  test: Arrays | None,
-  size: int,
+  train: Source,
+  test: Source | None,
+  channels: int,
 ) -> list[Knn]:
   """Online k-NN, where there are labels and a test split."""
   if test is None or train.labels is None or test.labels is None:
@@ -178,17 +190,16 @@ def build_evaluators(
       queries=test,
       encode=encode,
       mesh=mesh,
-      size=size,
+      size=config.data.image_size,
+      channels=channels,
       untrained=not config.init_from,
       **knn,
     )
   ]
 
 
-def figure_batch(
-  config: Any, arrays: Arrays, views: Mapping[str, View], mesh: Mesh
-) -> dict[str, jax.Array]:
-  """What figures show, not augmented, as every view.
+def figure_images(config: Any, source: Source, channels: int) -> np.ndarray:
+  """What figures show, not augmented: float32 [n, h, w, c] in [0, 1].
 
   A few images from all over the data set; of tiled photographs a few whole
   ones, so that a person sees what the tiles are parts of.
@@ -197,11 +208,12 @@ def figure_batch(
   if config.name == 'photos':
     images = whole_photos(size=size, tile=config.tile, gray=config.gray)
   else:
-    rows = np.linspace(0, len(arrays) - 1, FIGURE_ROWS).astype(int)
-    images = fit(arrays.images[rows], size)
-  images = images.astype(np.float32) / 255
-  put = jax.device_put(images, sharding.replicated(mesh))
-  return dict.fromkeys(views, put)
+    rows = np.linspace(0, len(source) - 1, FIGURE_ROWS).astype(int)
+    (batch,) = eval_batches(
+      source, len(rows), size=size, channels=channels, indices=rows
+    )
+    images = batch['images']
+  return images.astype(np.float32) / 255
 
 
 def tell(summary: Mapping[str, float], workdir: epath.Path) -> None:
@@ -241,7 +253,7 @@ def check_config(config: Any) -> None:
   words = {
     'task': (config.task, TASKS),
     'resume': (config.resume, ('auto', 'force')),
-    'data.mode': (config.data.mode, ('auto', 'resident')),
+    'data.mode': (config.data.mode, mode.MODES),
     'knn.which': (config.knn.which, ('student', 'teacher')),
   }
   for name, (value, known) in words.items():

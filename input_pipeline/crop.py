@@ -56,7 +56,7 @@ def boxes_from(draws, scale, ratio, image_size, xp):
   all ten are drawn at once and the first that fits is picked.
 
   Args:
-    draws: floats [b, BOX_DRAWS] in [0, 1).
+    draws: floats [b, BOX_DRAWS or more] in [0, 1).
     scale: smallest and largest area as fractions, each a number or [b, 1].
     ratio: smallest and largest width / height, each a number or [b, 1].
     image_size: (height, width) of the image, pixels.
@@ -92,8 +92,9 @@ def boxes_from(draws, scale, ratio, image_size, xp):
     inside = xp.minimum(xp.floor(fraction * (room + 1)), room)
     return xp.where(none, room // 2, inside)
 
-  top = place(draws[:, -2:-1], image_height - height)
-  left = place(draws[:, -1:], image_width - width)
+  y, x = draws[:, 2 * TRIES, None], draws[:, 2 * TRIES + 1, None]
+  top = place(y, image_height - height)
+  left = place(x, image_width - width)
   boxes = xp.concatenate([top, left, height, width], axis=1)
   return boxes.astype(xp.int32)
 

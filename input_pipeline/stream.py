@@ -176,20 +176,19 @@ class Stream:
       self.channels,
       _decode_part if self._fused else None,
     )
-    failure = []  # TensorFlow would tell it as a page of text
+    failures = []  # raised within TensorFlow they would print a page each
 
-    def steps():
-      step = start
-      while True:
-        yield step, self.indices(step)[self._rows.rows], self._rows.rows
-        step += 1
+    def rows(step):
+      return self.indices(int(step))[self._rows.rows]
 
     def load(step, index, row):
       try:
         return self._load(cropper, int(step), int(index), int(row))
       except BaseException as error:
-        failure.append(error)
-        raise
+        failures.append(error)
+        return [
+          np.zeros(self.spec[n].shape[1:], self.spec[n].dtype) for n in names
+        ]
 
     names = [*self.views, 'index', 'replaced']
     dtypes = [self.spec[name].dtype for name in names]
@@ -200,16 +199,13 @@ class Stream:
         array.set_shape(self.spec[name].shape[1:])
       return dict(zip(names, arrays, strict=True), row=tf.cast(row, tf.int32))
 
+    def split(step):
+      index = tf.numpy_function(rows, [step], tf.int64)
+      steps = tf.repeat(step, local)
+      return tf.data.Dataset.from_tensor_slices((steps, index, self._rows.rows))
+
     local = len(self._rows.rows)
-    many, scalar = tf.TensorSpec(local, tf.int64), tf.TensorSpec((), tf.int64)
-    data = tf.data.Dataset.from_generator(
-      steps, output_signature=(scalar, many, many)
-    )
-    data = data.flat_map(
-      lambda step, *rows: tf.data.Dataset.from_tensor_slices(
-        (tf.repeat(step, local), *rows)
-      )
-    )
+    data = tf.data.Dataset.range(start, 2**62).flat_map(split)
     workers = self._workers or tf.data.AUTOTUNE
     data = data.map(load_all, num_parallel_calls=workers, deterministic=True)
     data = data.batch(local, drop_remainder=True).prefetch(2)
@@ -217,11 +213,9 @@ class Stream:
     options.threading.private_threadpool_size = self._workers or 0
     options.threading.max_intra_op_parallelism = 1
     batches = data.with_options(options).as_numpy_iterator()
-    while True:
-      try:
-        batch = next(batches)
-      except tf.errors.OpError as error:
-        raise (failure[0] if failure else error) from None
+    for batch in batches:
+      if failures:
+        raise failures[0]
       if self.source.labels is not None:
         batch['label'] = self.source.labels[batch['index']].astype(np.int32)
       yield batch
