@@ -8,8 +8,8 @@ import os
 from input_pipeline.arrays import from_npz
 from input_pipeline.folder import from_folder
 from input_pipeline.photos import from_photos
-from input_pipeline.prepared import from_tfds
 from input_pipeline.source import Source
+from input_pipeline.tfds_source import from_tfds
 
 SOURCES = {
   'photos': from_photos,
