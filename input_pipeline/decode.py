@@ -15,6 +15,10 @@ EXTENSIONS = tuple(
   '.npy'.split()
 )
 
+# What Pillow may take a file for, whatever its name: among the others is
+# PostScript, which runs another program.
+_FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM', 'JPEG2000')
+
 # More pixels than LARGE are decoded one image at a time, and JPEGs at a reduced
 # scale: eight threads with a satellite picture each would fill the memory.
 LARGE = 2**26
@@ -60,7 +64,7 @@ def _told() -> Iterator[None]:
   except UnreadableError:
     raise
   except UnidentifiedImageError as error:
-    raise UnreadableError('not an image that Pillow knows') from error
+    raise UnreadableError('not an image of a known format') from error
   except (Exception, MemoryError) as error:  # of broken bytes: any
     text = ' '.join(str(error).split())[:200]
     raise UnreadableError(f'{type(error).__name__}: {text}') from error
@@ -80,7 +84,7 @@ def read_header(data: bytes | np.ndarray) -> Header:
   """
   if isinstance(data, bytes) and not data.startswith(_NPY):
     with _told():
-      image = Image.open(io.BytesIO(data))
+      image = Image.open(io.BytesIO(data), formats=_FORMATS)
       return _header(image)
   array = _array(data)
   height, width, channels = array.shape
@@ -93,7 +97,7 @@ def _header(image: Image.Image) -> Header:
   width, height = image.size
   turn = image.getexif().get(_ORIENTATION, 1)
   turn = turn if turn in range(1, 9) else 1
-  if turn > 4:  # a quarter turn
+  if turn > 4 and image.format != 'TIFF':  # a quarter turn; TIFF tells it so
     width, height = height, width
   return Header(
     format=image.format or 'unknown',
@@ -121,10 +125,10 @@ def jpeg_size(data: bytes | np.ndarray) -> tuple[int, int] | None:
   if isinstance(data, np.ndarray) or not data.startswith(b'\xff\xd8'):
     return None
   with _told():
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=('JPEG',))
     upright = image.getexif().get(_ORIENTATION, 1) == 1
   width, height = image.size
-  simple = image.format == 'JPEG' and image.mode in ('L', 'RGB') and upright
+  simple = image.mode in ('L', 'RGB') and upright
   return (height, width) if simple and width * height <= LARGE else None
 
 
@@ -163,14 +167,15 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image | None:
       f'image files have 1, 3 or 4 channels, not {channels}; use .npy files'
     )
   with _told():
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
     pixels = image.width * image.height
     if pixels <= LARGE:
       return _convert(image, channels)
     with _large:
-      if image.format == 'JPEG':  # halved until it is below, at most to 1/8
-        scale = (LARGE / pixels) ** 0.5
-        image.draft(None, tuple(int(side * scale) for side in image.size))
+      if image.format in ('JPEG', 'MPO'):
+        # Halved until it is below, at most to 1/8; Pillow rounds the other way.
+        part = next((n for n in (2, 4) if pixels <= LARGE * n**2), 8)
+        image.draft(None, tuple(max(1, side // part) for side in image.size))
       if image.width * image.height > TOO_LARGE:
         raise UnreadableError(
           f'{image.width} x {image.height} pixels are too many'

@@ -8,8 +8,8 @@ import os
 from input_pipeline.arrays import from_npz
 from input_pipeline.folder import from_folder
 from input_pipeline.photos import from_photos
-from input_pipeline.prepared import from_tfds
 from input_pipeline.source import Source
+from input_pipeline.tfds_source import from_tfds
 
 SOURCES = {
   'photos': from_photos,
@@ -50,11 +50,10 @@ def load(
       f'unknown data set {name!r}; {hint}known: {sorted(SOURCES)}'
     )
   try:
-    source = functools.partial(SOURCES[name], **options)
-    inspect.signature(source).bind(split=split)
+    inspect.signature(SOURCES[name]).bind(split=split, **options)
   except TypeError as error:
     raise ValueError(
       f'data set {name!r} does not take the options {sorted(options)} '
       f'({error}); use its own config word'
     ) from error
-  return source(split=split, data_dir=data_dir)
+  return SOURCES[name](split=split, data_dir=data_dir, **options)

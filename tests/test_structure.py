@@ -30,10 +30,10 @@ ALLOWED = {
 ENTRIES = ('main', 'benchmarks')  # they may import everything
 # Slow or optional: only here, and only inside functions.
 LAZY = {
-  'tensorflow': ('input_pipeline/stream.py', 'input_pipeline/prepared.py'),
+  'tensorflow': ('input_pipeline/stream.py',),
   'tensorflow_datasets': (
     'input_pipeline/stream.py',
-    'input_pipeline/prepared.py',
+    'input_pipeline/tfds_source.py',
   ),
   'torch': ('interop/',),
   'safetensors': ('interop/',),

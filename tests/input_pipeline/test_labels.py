@@ -1,0 +1,150 @@
+import logging
+
+import numpy as np
+import pytest
+from image_files import names, write
+
+from input_pipeline import sources
+from input_pipeline.labels import number_classes
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+  monkeypatch.setenv('REPRE_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
+
+
+def load(root, labels='labels.csv', split='train'):
+  return sources.load('folder', data_dir=root, split=split, labels=labels)
+
+
+def labelled(source):
+  """{path: name of its class}."""
+  assert source.labels.dtype == np.int32
+  classes = [source.classes[label] for label in source.labels]
+  return dict(zip(names(source), classes, strict=True))
+
+
+def test_classes_are_in_order():
+  assert number_classes({'10', '9', '-1', '09'}) == ('-1', '09', '9', '10')
+  assert number_classes({'10', '9', 'a'}) == ('10', '9', 'a')
+  assert number_classes({'²', '1'}) == ('1', '²')
+
+
+TABLES = {
+  'with a header': 'path,label\na.png,cat\nd/b.png,dog\n',
+  'without': 'a.png,cat\nd/b.png,dog\n',
+  'other columns': 'id,label,path\n1,cat,a.png\n2,dog,d/b.png\n',
+  'semicolons': 'Path; Label\na.png;cat\nd/b.png;dog\n',
+  'tabs and Windows': '\ufefffilename\tclass\r\na.png\tcat\r\nd/b.png\tdog\r\n',
+  'quotes and blanks': '"./a.png" ,"cat"\n\n"d//b.png", dog \n\n'.replace(
+    '" ,', '",'
+  ),
+  'no last newline': 'a.png,cat\nd/b.png,dog',
+}
+
+
+@pytest.mark.parametrize('table', TABLES.values(), ids=TABLES)
+def test_spellings_of_a_table(tmp_path, table, caplog):
+  write(tmp_path, 'a.png', 'd/b.png', 'd/c.png')
+  (tmp_path / 'labels.csv').write_bytes(table.encode())
+  with caplog.at_level(logging.INFO):
+    source = load(tmp_path)
+  assert labelled(source) == {'a.png': 'cat', 'd/b.png': 'dog'}
+  assert source.classes == ('cat', 'dog')
+  assert 'names 2 images; 1 others are left out' in caplog.text
+  assert labelled(load(tmp_path, tmp_path / 'labels.csv')) == labelled(source)
+
+
+def test_utf_16_and_names_of_any_bytes(tmp_path):
+  write(tmp_path, 'ä,"b;\n.png', 'x\udcff.png')
+  table = '"ä,""b;\n.png",größe\n'
+  (tmp_path / 'labels.csv').write_bytes(table.encode('utf-16'))
+  assert load(tmp_path).classes == ('größe',)
+  (tmp_path / 'labels.csv').write_bytes(b'x\xff.png,a\xff\n')
+  assert load(tmp_path).classes == ('a\\xff',)
+
+
+def test_the_order_is_that_of_the_files(tmp_path):
+  write(tmp_path, *(f'{i}.png' for i in range(5)))
+  (tmp_path / 'labels.csv').write_text('4.png,b\n0.png,a\n2.png,b\n')
+  source = load(tmp_path)
+  assert list(labelled(source).items()) == [
+    ('0.png', 'a'),
+    ('2.png', 'b'),
+    ('4.png', 'b'),
+  ]
+
+
+def test_one_table_for_all_splits(tmp_path):
+  write(tmp_path, 'train/x/1.png', 'test/2.png', 'test/3.png')
+  (tmp_path / 'labels.csv').write_text(
+    f'train/x/1.png,b\ntest/2.png,a\n{tmp_path}/test/3.png,c\n'
+  )
+  train, test = load(tmp_path), load(tmp_path, split='test')
+  assert labelled(train) == {'x/1.png': 'b'}
+  assert labelled(test) == {'2.png': 'a', '3.png': 'c'}
+  assert train.classes == test.classes == ('a', 'b', 'c')
+  assert len(load(tmp_path, split='all')) == 3
+  # Relative to the splits, some in one and some in the other.
+  (tmp_path / 'labels.csv').write_text('x/1.png,b\n2.png,a\n3.png,c\n')
+  assert labelled(load(tmp_path)) == labelled(train)
+  assert labelled(load(tmp_path, split='test')) == labelled(test)
+
+
+def test_a_table_for_each_split(tmp_path):
+  write(tmp_path, 'train/1.png', 'val/1.png')
+  (tmp_path / 'train/labels.csv').write_text('1.png,b\n')
+  (tmp_path / 'val/labels.csv').write_text('1.png,a\n')
+  train, test = load(tmp_path), load(tmp_path, split='test')
+  assert labelled(train) == {'1.png': 'b'}
+  assert labelled(test) == {'1.png': 'a'}
+  assert train.classes == test.classes == ('a', 'b')
+
+
+@pytest.mark.parametrize(
+  'table, message',
+  [
+    ('a.png,1\nb.png,2\n', 'labels.csv: 1 of 2 files are not there .* b.png'),
+    ('a.png,1\n./a.png,1\n', '1 paths occur more than once, such as a.png'),
+    ('a.png,1\nd/c.png,\n', 'line 2; leave out files that have no label'),
+    ('path,label\na.png, \n', '1 rows without a path or a label'),
+    ('path,label\na.png\n', 'without a path or a label, such as line 2'),
+    ('', "needs a header row with the columns 'path' and 'label'"),
+    ('a.png\n', 'or two columns without a header'),
+    ('path,label\n', 'no rows'),
+    ('a,b,c\na.png,1,2\n', 'needs a header row'),
+    ('"a.png,1\n' + 'x' * 2**21, 'not a table'),
+    ('train/a.png,1\n', r'1 of 1 files are not there'),
+    ('../x/a.png,1\n', r'1 of 1 files are not there'),
+  ],
+)
+def test_bad_tables(tmp_path, table, message):
+  write(tmp_path / 'x', 'a.png', 'd/c.png')
+  (tmp_path / 'x/labels.csv').write_text(table)
+  with pytest.raises(ValueError, match=message):
+    load(tmp_path / 'x')
+
+
+def test_a_file_named_in_two_ways(tmp_path):
+  write(tmp_path, 'a.png')
+  (tmp_path / 'labels.csv').write_text(f'a.png,1\n{tmp_path}/a.png,1\n')
+  with pytest.raises(ValueError, match='a.png occurs more than once'):
+    load(tmp_path)
+
+
+def test_a_table_that_is_not_there(tmp_path):
+  write(tmp_path, 'train/1.png', 'val/1.png')
+  with pytest.raises(FileNotFoundError, match="no table of labels 'folder' in"):
+    load(tmp_path, 'folder')
+  with pytest.raises(FileNotFoundError):
+    load(tmp_path, '/nowhere/labels.csv')
+  (tmp_path / 'val/labels.csv').write_text('1.png,a\n')
+  with pytest.raises(FileNotFoundError, match='no table of labels'):
+    load(tmp_path)
+
+
+def test_a_table_that_names_no_image_of_the_split(tmp_path):
+  write(tmp_path, 'train/1.png', 'val/2.png')
+  (tmp_path / 'labels.csv').write_text('val/2.png,a\n')
+  with pytest.raises(ValueError, match='names none of the 1 images'):
+    load(tmp_path)
