@@ -54,10 +54,8 @@ def train(
     run: method, data and optimiser.
     workdir: the folder of the run.
     total: number of steps.
-    evaluators: run before the first step, every `config.eval_every` steps and
-      at the end.
-    figures: (params, method_state, figure_batch) -> figures by name; None
-      draws none.
+    evaluators: run first, every `config.eval_every` steps and at the end.
+    figures: (params, method_state, figure_batch) -> figures by name, or None.
     figure_batch: views by name.
     watch: turns a report into warnings in words.
 
@@ -77,12 +75,9 @@ def train(
     guard = watchdog.Watchdog(config.watchdog, limit=config.hang_limit)
     cleanup.enter_context(guard)
     saved = Checkpoints(workdir, keep=config.keep_checkpoints)
+    saved = Checkpoints(workdir, keep=config.keep_checkpoints)
     cleanup.callback(saved.close)  # whatever happens: waits for what is written
-    if saved.steps():
-      workdirs.check_config(workdir, config)
-    fresh = dict(step=0, seconds=0.0, pending=[])
-    state, meta = saved.restore(run.like) or (run.init(), fresh)
-    workdirs.record(workdir, config)
+    state, meta = _where_it_stands(run, workdir, saved)
     start, began = meta['step'], began - meta['seconds']
     reporter = metrics.Reporter(
       workdir, start=start, total=total, batch_size=config.batch_size
@@ -97,12 +92,9 @@ def train(
       guard.working(f'saving at step {step}')
       with reporter.paused():
         reporter.flush()  # a checkpoint vouches for the reports before it
-        seconds, pending = time.time() - began, jax.device_get(history)
-        pending = [{k: float(v) for k, v in row.items()} for row in pending]
-        saved.save(
-          state, step=step, meta=dict(seconds=seconds, pending=pending)
-        )
-      guard.working(f'step {step}')
+        seconds = time.time() - began
+        meta = dict(seconds=seconds, pending=_plain(history))
+        saved.save(state, step=step, meta=meta)
 
     stop.begin()
     stopping = evaluation.due(start, total) and evaluation.run(start, state)
@@ -126,12 +118,29 @@ def train(
     guard.working('last checkpoint')
     saved.wait()
     if stopping:
-      why = stop.received or 'a signal to another process'
-      raise signals.Stopped(f'{why}: saved in {workdir}')
-    seconds = time.time() - began
-    return distributed.on_lead(
-      lambda: _finish(workdir, reporter.rows(), seconds, total)
-    )
+      raise signals.Stopped(_why(stop.received, workdir, saved))
+    return _finish(workdir, reporter, time.time() - began, total)
+
+
+def _where_it_stands(run, workdir, saved):
+  """(state, meta) of the newest checkpoint, or of step 0."""
+  if saved.steps():
+    workdirs.check_config(workdir, run.config)
+  fresh = dict(step=0, seconds=0.0, pending=[])
+  found = saved.restore(run.like) or (run.init(), fresh)
+  workdirs.record(workdir, run.config)
+  return found
+
+
+def _why(received, workdir, saved) -> str:
+  what = f'saved in {workdir}' if saved.steps() else 'nothing to save yet'
+  return f'{received or "a signal to another process"}: {what}'
+
+
+def _plain(history) -> list[dict[str, float]]:
+  """Reports that are not written yet, for JSON."""
+  rows = jax.device_get(history)
+  return [{k: float(v) for k, v in row.items()} for row in rows]
 
 
 def _steps(run, state, start, total, reporter, history, guard):
@@ -203,15 +212,19 @@ def _report(run, workdir, reporter, done, history, watch) -> None:
     reporter.say(f'warning: step {done}: {len(bad)} non-finite steps skipped')
 
 
-def _finish(workdir, rows, seconds: float, total: int) -> dict[str, float]:
-  """summary.json: last value of every metric, wall time, median speed."""
-  out = {}
-  for row in rows:
-    out |= {k: v for k, v in row.items() if v is not None and k != 'step'}
-  speeds = [row.get('images_per_second') for row in rows]
-  speeds = sorted(speed for speed in speeds if speed)
-  if speeds:
-    out['images_per_second'] = speeds[len(speeds) // 2]
-  out |= dict(steps=total, seconds=round(seconds, 1))
-  metrics.write_json(workdir / 'summary.json', out)
-  return out
+def _finish(workdir, reporter, seconds: float, total) -> dict[str, float]:
+  """Writes summary.json: the last value of everything, and how fast it was."""
+
+  def write():
+    rows, out = reporter.rows(), {}
+    for row in rows:
+      out |= {k: v for k, v in row.items() if v is not None and k != 'step'}
+    speeds = [row.get('images_per_second') for row in rows]
+    speeds = sorted(speed for speed in speeds if speed)
+    if speeds:
+      out['images_per_second'] = speeds[len(speeds) // 2]
+    out |= dict(steps=total, seconds=round(seconds, 1))
+    metrics.write_json(workdir / 'summary.json', out)
+    return out
+
+  return distributed.on_lead(write)

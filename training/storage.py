@@ -1,4 +1,4 @@
-"""Files on disks and in object stores (gs://, s3://, az://).
+"""Files on disks and in object stores (gs://, s3://).
 
 An object is written whole or not at all, cannot be appended to, and takes about
 one write per second.
@@ -10,8 +10,9 @@ import time
 
 from etils import epath
 
-# What reads and writes each kind, if TensorFlow is not to be imported for it.
-PACKAGES = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs'}
+# What reads and writes each kind, for etils and for Orbax.
+# Orbax knows no others.
+PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}
 SECONDS_BETWEEN_WRITES = 15.0
 
 
@@ -39,12 +40,11 @@ def resolve(path: epath.PathLike) -> epath.Path:
       f'{", ".join(f"{name}://" for name in PACKAGES)}, and plain folders'
     )
   package = PACKAGES[kind]
-  if importlib.util.find_spec(package):
-    # Or else etils imports TensorFlow wherever it is installed: seconds of
-    # start and hundreds of megabytes.
-    os.environ.setdefault('EPATH_USE_TF', 'false')
-  elif kind != 'gs' or not importlib.util.find_spec('tensorflow'):
+  if not importlib.util.find_spec(package):
     raise StorageError(f'{path} needs a package: pip install {package}')
+  # Or else etils imports TensorFlow wherever it is installed: seconds of start
+  # and hundreds of megabytes, and Orbax asks for the package all the same.
+  os.environ.setdefault('EPATH_USE_TF', 'false')
   return epath.Path(path)
 
 

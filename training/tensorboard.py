@@ -72,3 +72,7 @@ class Events:
     """What was added is safe when this returns."""
     if self._writer is not None:
       self._file.flush()
+
+  def close(self) -> None:
+    """Writes what is left."""
+    self.flush()

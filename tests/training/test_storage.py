@@ -3,47 +3,32 @@
 import json
 import sys
 
-import fsspec
+import buckets
 import pytest
 import tiny_run
+from buckets import Bucket
 from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
 
-from training import checkpoint, loop, storage
+from training import storage
 from training.metrics import Rows, read_rows
 
 
-class Bucket(MemoryFileSystem):
-  """gs:// in memory; objects are written whole, and writes are counted."""
-
-  protocol = ('gcs', 'gs')
-  store = {}
-  pseudo_dirs = ['']
-  written = []
-
-  @classmethod
-  def _strip_protocol(cls, path):
-    for name in cls.protocol:
-      path = path.removeprefix(f'{name}://')
-    return '/' + path.strip('/') if path.strip('/') else ''
-
-  def _open(self, path, mode='rb', **kwargs):
-    if 'a' in mode:
-      raise NotImplementedError('objects cannot be appended to')
-    if 'w' in mode:
-      self.written.append(path)
-    return super()._open(path, mode, **kwargs)
+def call_main(folder):
+  """main.py, gs:// taken from a folder and left there."""
+  folder.mkdir(exist_ok=True)
+  command = tiny_run.command('gs://bucket/run')
+  command[1:2] = [buckets.__file__, str(folder)]
+  return tiny_run.call(command)
 
 
 @pytest.fixture
 def bucket(monkeypatch):
   monkeypatch.setenv('EPATH_USE_TF', 'false')
-  fsspec.register_implementation('gcs', Bucket, clobber=True)
-  for held in (Bucket.store, Bucket.written):
-    held.clear()
-  # What etils once found it keeps.
+  monkeypatch.setattr(storage.importlib.util, 'find_spec', lambda name: name)
   backend = epath.backend.fsspec_backend
   monkeypatch.setattr(backend, '_get_filesystem', lambda _: Bucket())
+  for held in (Bucket.store, Bucket.written):
+    held.clear()
   return Bucket
 
 
@@ -85,33 +70,35 @@ def test_rows_are_cut_back_and_go_on(bucket, tmp_path, where):
   assert [row['step'] for row in read_rows(path)] == [0, 1, 9]
 
 
-def test_a_whole_run(bucket, tmp_path, monkeypatch):
-  """Checkpoints alone stay on disk: Orbax would ask the real gs://."""
-  finished = tiny_run.finished()
-
-  def on_disk(workdir, **fields):
-    assert str(workdir) == 'gs://bucket/run'
-    return checkpoint.Checkpoints(tmp_path, **fields)
-
-  monkeypatch.setattr(loop, 'Checkpoints', on_disk)
-  workdir = epath.Path('gs://bucket/run')
-  tiny_run.pretrain(workdir)
-  whole = (workdir / 'metrics.jsonl').read_text()
-  events = list((workdir / 'tensorboard').iterdir())
-  assert len(events) == 1 and events[0].stat().length > 1000
-  pictures = list((workdir / 'images').iterdir())
-  assert len(pictures) == 3
-  assert pictures[0].read_bytes().startswith(b'\x89PNG')
-  summary = json.loads((workdir / 'summary.json').read_text())
+def test_a_whole_run_and_one_that_was_killed(tmp_path):
+  """Reports, pictures and checkpoints, as two processes leave them."""
+  whole = tmp_path / 'whole'
+  done = call_main(whole)
+  assert done.returncode == 0, done.stderr
+  run = whole / 'bucket' / 'run'
+  assert tiny_run.saved_steps(run) == [2, 4, 6]
+  assert sorted(tiny_run.losses(run)) == [1, 2, 3, 4, 5, 6]
+  assert len(list((run / 'images').glob('*.png'))) == 3
+  (events,) = (run / 'tensorboard').iterdir()
+  assert events.stat().st_size > 1000
+  summary = json.loads((run / 'summary.json').read_text())
   assert summary['steps'] == tiny_run.STEPS
-  reference = tiny_run.losses(finished)
-  rows = [json.loads(line) for line in whole.splitlines()]
-  losses = {row['step']: row['loss'] for row in rows if 'loss' in row}
-  assert losses == {step: row['loss'] for step, row in reference.items()}
-  assert tiny_run.checksums(tmp_path) == tiny_run.checksums(finished)
-  # Once more: nothing left to do, and nothing is lost.
-  tiny_run.pretrain(workdir)
-  assert (workdir / 'metrics.jsonl').read_text() == whole
+
+  # The last checkpoint is half written, the one before it damaged.
+  killed = tiny_run.copy(whole, tmp_path / 'killed')
+  again = killed / 'bucket' / 'run'
+  (again / 'checkpoints/6/commit_success.txt').unlink()
+  (again / 'checkpoints/4/meta/metadata').write_text('{')
+  (again / 'summary.json').unlink()
+  done = call_main(killed)
+  assert done.returncode == 0, done.stderr
+  assert 'gs://bucket/run: continuing at step 2' in done.stderr
+  assert list((again / 'damaged/4/state').iterdir())
+  assert tiny_run.saved_steps(again) == [2, 4, 6]
+  assert tiny_run.checksums(again) == tiny_run.checksums(run)
+  assert tiny_run.losses(again) == tiny_run.losses(run)
+  assert tiny_run.measured(again) == tiny_run.measured(run)
+  assert (again / 'summary.json').exists()
 
 
 class TestWhatIsMissing:
