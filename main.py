@@ -35,7 +35,7 @@ from models import make_encoder
 from pretrain import collapse
 from pretrain.figures import in_windows
 from pretrain.methods import make_method
-from training import loop, process, schedules, sharding, signals
+from training import cluster, loop, process, schedules, sharding, signals
 from training.checkpoint import Checkpoints
 from training.protocols import Method
 from training.step import Run
@@ -273,11 +273,17 @@ def main(argv: list[str]) -> None:
   if config is None or not WORKDIR.value:
     raise ValueError('give both --config=FILE.py:words and --workdir=FOLDER')
   check_config(config)
-  process.compilation_cache()
-  summary = TASKS[config.task](config, WORKDIR.value)
-  if jax.process_index() == 0:
-    print(json.dumps(summary, indent=2, sort_keys=True))
-    tell(summary, epath.Path(WORKDIR.value))
+  with signals.listening(begun=False):
+    cluster.initialize()
+    process.compilation_cache()
+    if jax.process_count() > 1:
+      table = cluster.describe()
+      if jax.process_index() == 0:
+        print(table, file=sys.stderr)
+    summary = TASKS[config.task](config, WORKDIR.value)
+    if jax.process_index() == 0:
+      print(json.dumps(summary, indent=2, sort_keys=True))
+      tell(summary, epath.Path(WORKDIR.value))
 
 
 def run() -> int:
@@ -293,6 +299,7 @@ def run() -> int:
     workdir = WORKDIR.value if flags.FLAGS.is_parsed() else None
     print(f'error: {process.explain(error, workdir)}\n', file=sys.stderr)
     traceback.print_exc()
+    cluster.abandon(1)
     return 1
   return 0
 

@@ -37,6 +37,8 @@ def base() -> ml_collections.ConfigDict:
       chunks=1,  # parts of the batch that pass the encoder one by one
       check_images=2000,  # that check_data looks at; 0 for all
       nonfinite_limit=20,  # so many bad steps in a row stop the run
+      watchdog=600,  # seconds without a step until it says where; 0 never
+      hang_limit=0,  # seconds without a step until it exits; 0 never
       knn=dict(
         k=20,
         temperature=0.07,

@@ -67,6 +67,15 @@ class Resident:
     if arrays.labels is not None:
       self._constant['labels'] = _put(arrays.labels, data_sharding)
 
+  @property
+  def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of what `batch` returns."""
+    like = self._constant | {'index': self._constant['row']}
+    return {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+      for name, x in like.items()
+    }
+
   def indices(self, step: int) -> np.ndarray:
     """The examples of a step, on the host.
 
