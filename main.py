@@ -18,11 +18,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
-from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from input_pipeline import feed, mode
@@ -35,22 +33,23 @@ from models import make_encoder
 from pretrain import collapse
 from pretrain.figures import in_windows
 from pretrain.methods import make_method
-from training import cluster, loop, process, schedules, sharding, signals
+from training import (
+  cluster,
+  distributed,
+  loop,
+  process,
+  schedules,
+  sharding,
+  signals,
+)
 from training.checkpoint import Checkpoints
 from training.protocols import Method
 from training.step import Run
 from training.warm_start import load_params
 from transfer.check_data import check_data
-from transfer.knn import Knn
+from transfer.knn import online_knn, scores_line
 
 FIGURE_ROWS = 8
-SCORES = (
-  ('raw pixels', 'knn_raw_pixels'),
-  ('histogram', 'knn_histogram'),
-  ('untrained', 'knn_untrained'),
-  ('trained', 'knn_top1'),
-)
-
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'FILE.py:words, e.g. configs/quickstart.py', lock_config=True
 )
@@ -84,8 +83,10 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     batch_size=config.batch_size,
     seed=config.seed,
     shardings=(sharding.over_batch(mesh), sharding.replicated(mesh)),
+    agree=lambda choice: distributed.on_lead(lambda: choice),
   )
-  print(how, file=sys.stderr)
+  if jax.process_index() == 0:
+    print(how, file=sys.stderr)
   train = data.source
   if test is not None and isinstance(data, Resident):
     test = feed.decoded(config.data, test)
@@ -105,15 +106,27 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
   shown = figure_images(config.data, train if test is None else test, channels)
   shown = jax.device_put(shown, sharding.replicated(mesh))
   with contextlib.closing(data):
-    return loop.train(
+    summary = loop.train(
       run,
       workdir,
       total=total,
-      evaluators=build_evaluators(config, method, mesh, train, test, channels),
+      evaluators=online_knn(
+        config.knn,
+        method,
+        bank=train,
+        queries=test,
+        mesh=mesh,
+        size=size,
+        channels=channels,
+        untrained=not config.init_from,
+      ),
       figures=in_windows(method.figures, (size, size)),
       figure_batch=dict.fromkeys(views, shown),
       watch=functools.partial(warnings, config),
     )
+  if jax.process_index() == 0:
+    tell(summary, epath.Path(workdir))
+  return summary
 
 
 TASKS: Mapping[str, Callable[[Any, str], Any]] = {
@@ -164,40 +177,6 @@ def build_method(
   )
 
 
-def build_evaluators(
-  config: Any,
-  method: Method,
-  mesh: Mesh,
-  train: Source,
-  test: Source | None,
-  channels: int,
-) -> list[Knn]:
-  """Online k-NN, where there are labels and a test split."""
-  if test is None or train.labels is None or test.labels is None:
-    logging.warning('no labels or no test split: training without k-NN')
-    return []
-  knn = dict(config.knn)
-  which = knn.pop('which')
-
-  def encode(params, method_state, images):
-    encoder = method.encoder_params(params, method_state, which)
-    images = images.astype(jnp.float32) / 255
-    return method.encoder.apply({'params': encoder}, images).pooled
-
-  return [
-    Knn(
-      bank=train,
-      queries=test,
-      encode=encode,
-      mesh=mesh,
-      size=config.data.image_size,
-      channels=channels,
-      untrained=not config.init_from,
-      **knn,
-    )
-  ]
-
-
 def figure_images(config: Any, source: Source, channels: int) -> np.ndarray:
   """What figures show, not augmented: float32 [n, h, w, c] in [0, 1].
 
@@ -218,10 +197,8 @@ def figure_images(config: Any, source: Source, channels: int) -> np.ndarray:
 
 def tell(summary: Mapping[str, float], workdir: epath.Path) -> None:
   """What a person wants to know at the end, on stderr."""
-  scores = {name: summary[key] for name, key in SCORES if key in summary}
-  if scores:
-    row = ' | '.join(f'{name} {value:.1f}' for name, value in scores.items())
-    print(f'\nk-NN top-1 in %: {row}', file=sys.stderr)
+  if scores := scores_line(summary):
+    print(f'\n{scores}', file=sys.stderr)
   pictures = sorted((workdir / 'images').glob('*.png'))
   if pictures:
     print(f'picture: {pictures[-1]}', file=sys.stderr)
@@ -229,8 +206,8 @@ def tell(summary: Mapping[str, float], workdir: epath.Path) -> None:
   print(
     f'curves: {workdir}/metrics.jsonl, or tensorboard --logdir={workdir}\n'
     f'your own images: {python} main.py '
-    '--config=configs/moco_v3.py:vit_s16,arrays,repre '
-    '--config.data.data_dir=images.npz --workdir=runs/mine (see README.md)',
+    '--config=configs/moco_v3.py:vit_s16,folder,repre '
+    '--config.data.data_dir=FOLDER --workdir=runs/mine (see README.md)',
     file=sys.stderr,
   )
 
@@ -283,7 +260,6 @@ def main(argv: list[str]) -> None:
     summary = TASKS[config.task](config, WORKDIR.value)
     if jax.process_index() == 0:
       print(json.dumps(summary, indent=2, sort_keys=True))
-      tell(summary, epath.Path(WORKDIR.value))
 
 
 def run() -> int:

@@ -33,7 +33,7 @@ def eval_batches(
     source: the data set.
     batch_size: global; the last batch is padded with zeros.
     size: side of the images in pixels.
-    channels: of the images.
+    channels: of the images, where the source leaves it open.
     indices: which images; None for all.
     rows: which rows of every batch to read, for one of several processes; None
       for all.
@@ -51,6 +51,7 @@ def eval_batches(
       f'batch_size and size must be at least 1, got {batch_size} and {size}'
     )
   indices = np.arange(len(source)) if indices is None else np.asarray(indices)
+  channels = source.channels or channels
   rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
   def prepare(start, pool):

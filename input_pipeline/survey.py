@@ -143,7 +143,7 @@ def _classes(source: Source) -> dict[str, Any] | None:
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-  """A survey for a person to read, a line per fact."""
+  """A survey of `survey` for a person to read, a line per fact."""
   lines = [f'{found["name"]}: {found["images"]:,} images']
   classes = found['classes']
   if classes is None:

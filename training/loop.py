@@ -75,7 +75,6 @@ def train(
     guard = watchdog.Watchdog(config.watchdog, limit=config.hang_limit)
     cleanup.enter_context(guard)
     saved = Checkpoints(workdir, keep=config.keep_checkpoints)
-    saved = Checkpoints(workdir, keep=config.keep_checkpoints)
     cleanup.callback(saved.close)  # whatever happens: waits for what is written
     state, meta = _where_it_stands(run, workdir, saved)
     start, began = meta['step'], began - meta['seconds']

@@ -59,7 +59,10 @@ def make_train_step(
     new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
     bad = jnp.where(finite, 0, state.bad_steps + 1)
     new = new.replace(step=state.step + 1, bad_steps=bad)
-    return new, dict(aux.metrics, loss=loss, grad_norm=grad_norm, bad_steps=bad)
+    metrics = dict(aux.metrics, loss=loss, grad_norm=grad_norm, bad_steps=bad)
+    if 'replaced' in views:  # for images that cannot be read
+      metrics['replaced'] = views['replaced'].sum()
+    return new, metrics
 
   return train_step
 

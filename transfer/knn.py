@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, PartitionSpec
 
 from input_pipeline.arrays import fit
@@ -19,8 +20,15 @@ from input_pipeline.rows import LocalRows
 from input_pipeline.source import Source
 from pretrain.losses import normalize
 from training import sharding
+from training.protocols import Method
 
 BASELINE_SIZE = 32  # pixels; bounds what raw pixels and histograms hold
+SCORES = (
+  ('raw pixels', 'knn_raw_pixels'),
+  ('histogram', 'knn_histogram'),
+  ('untrained', 'knn_untrained'),
+  ('trained', 'knn_top1'),
+)
 QUERIES = 512  # per call: bounds the [queries, bank] similarities
 
 
@@ -162,7 +170,7 @@ class Knn:
     encode: (params, method_state, uint8 images) -> [b, d] features.
     mesh: of the run.
     size: side in pixels that the images are brought to.
-    channels: of the images.
+    channels: of the images, where the sources leave it open.
     batch_size: images per call of `encode`.
     k: number of neighbours.
     temperature: of the votes.
@@ -197,7 +205,7 @@ class Knn:
     self._parts = dict(
       bank=(bank, chosen), queries=(queries, np.arange(len(queries)))
     )
-    self._size, self._channels = size, channels
+    self._size, self._channels = size, bank.channels or channels
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
     self._rows = LocalRows(self._batch_size, sharding.over_batch(mesh))
     self._numbers = dict(mesh=mesh, k=k, temperature=temperature)
@@ -259,3 +267,44 @@ class Knn:
         out[f'knn_{name}'] = found['top1']
     self.start(self._step)  # frees the features
     return out
+
+
+def online_knn(
+  config: Any,
+  method: Method,
+  *,
+  bank: Source,
+  queries: Source | None,
+  **options,
+) -> list[Knn]:
+  """k-NN of a method's encoder, where there are labels and a test split.
+
+  Args:
+    config: `knn` of a config: `which` encoder and numbers of `Knn`.
+    method: of the run.
+    bank: training images.
+    queries: test images, or None.
+    **options: further arguments of `Knn`.
+
+  Returns:
+    One evaluator, or none.
+  """
+  if queries is None or bank.labels is None or queries.labels is None:
+    logging.warning('no labels or no test split: training without k-NN')
+    return []
+  numbers = dict(config)
+  which = numbers.pop('which')
+
+  def encode(params, method_state, images):
+    encoder = method.encoder_params(params, method_state, which)
+    images = images.astype(jnp.float32) / 255
+    return method.encoder.apply({'params': encoder}, images).pooled
+
+  return [Knn(bank=bank, queries=queries, encode=encode, **numbers, **options)]
+
+
+def scores_line(summary: Mapping[str, float]) -> str:
+  """Measurements side by side for a person; empty where there are none."""
+  scores = {name: summary[key] for name, key in SCORES if key in summary}
+  row = ' | '.join(f'{name} {value:.1f}' for name, value in scores.items())
+  return f'k-NN top-1 in %: {row}' if scores else ''
