@@ -139,7 +139,7 @@ class Archive:
     if method == members.DEFLATED:
       try:  # bounded: a few bytes may claim to be gigabytes
         content = zlib.decompressobj(-15).decompress(content, size + 1)
-      except zlib.error as error:
+      except (zlib.error, OverflowError, MemoryError) as error:
         raise OSError(f'damaged in the archive: {error}') from error
     if len(content) != size or zlib.crc32(content) != crc:
       raise OSError('damaged in the archive: length or checksum differs')
@@ -179,7 +179,7 @@ def _make_index(path: str, file, find_members) -> dict[str, np.ndarray]:
   order = sorted(range(len(names)), key=names.__getitem__)
   order = [
     i
-    for i, after in zip(order, (*order[1:], None), strict=True)
+    for i, after in zip(order, (*order[1:], None), strict=False)
     if after is None or names[i] != names[after]
   ]
   if len(order) < len(names):
@@ -217,6 +217,7 @@ class _Local:
   def read(self, offset: int, size: int) -> bytes:
     """At most `size` bytes; fewer at the end of the file."""
     parts = []
+    size = min(size, self.size - offset)  # damaged numbers may be huge
     while size > 0:  # a call returns 2 GiB at most
       part = os.pread(self._number, size, offset)
       if not part:
@@ -245,8 +246,9 @@ class _Remote:
         # Held too: an opener that is forgotten closes its file.
         self._threads.opener = self.open()
         self._threads.file = self._threads.opener.__enter__()
+      size = min(size, self.size - offset)
       self._threads.file.seek(offset)
-      return self._threads.file.read(size) if size else b''
+      return self._threads.file.read(size) if size > 0 else b''
     except Exception as error:  # each kind of store has errors of its own
       raise OSError(f'{type(error).__name__}: {error}') from error
 

@@ -233,7 +233,7 @@ class RemoteWalk:
   def _names(self, folder: str) -> list[str]:
     return [path.name for path in (self._root / folder).iterdir()]
 
-  def folders(self) -> list[bytes]:
+  def top_folders(self) -> list[bytes]:
     """Names of the folders of the first level, sorted."""
     names = [
       name

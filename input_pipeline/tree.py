@@ -1,5 +1,6 @@
 """Files below a folder, wherever they lie."""
 
+import functools
 import os
 import stat
 from typing import Protocol
@@ -95,9 +96,13 @@ class RemoteTree:
     self.name = self.root = root.rstrip('/')
     self._root = epath.Path(root)
 
+  @functools.cached_property
+  def _folders(self) -> list[bytes]:
+    return listing.RemoteWalk(self.root).top_folders()
+
   def folders(self) -> list[bytes]:
     """See `Tree`."""
-    return listing.RemoteWalk(self.root).folders()
+    return self._folders
 
   def listing(self, folder: bytes = b'') -> Listing:
     """See `Tree`."""
