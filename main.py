@@ -85,8 +85,6 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     shardings=(sharding.over_batch(mesh), sharding.replicated(mesh)),
     agree=lambda choice: distributed.on_lead(lambda: choice),
   )
-  if jax.process_index() == 0:
-    print(how, file=sys.stderr)
   train = data.source
   if test is not None and isinstance(data, Resident):
     test = feed.decoded(config.data, test)
@@ -105,6 +103,8 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
   )
   shown = figure_images(config.data, train if test is None else test, channels)
   shown = jax.device_put(shown, sharding.replicated(mesh))
+  if jax.process_index() == 0:
+    print(how, file=sys.stderr)
   with contextlib.closing(data):
     summary = loop.train(
       run,
