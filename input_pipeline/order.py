@@ -131,18 +131,23 @@ def batch_indices(
   return permutation(index, size=size, seed=seed, epoch=epoch)
 
 
-def uniforms(key: tuple[int, ...], count: int) -> np.ndarray:
-  """Random numbers for one image, on the host.
+def uniforms(
+  rows: np.ndarray, count: int, *, seed: int, step: int
+) -> np.ndarray:
+  """Random numbers for the rows of a batch, on the host.
 
   Args:
-    key: integers of 64 bits, such as (seed, step, row).
-    count: how many.
+    rows: int64 [n], of the global batch.
+    count: how many numbers for each.
+    seed: any 64-bit integer.
+    step: any 64-bit integer.
 
   Returns:
-    float64 [count] in [0, 1), a function of the arguments alone.
+    float64 [n, count] in [0, 1), each row a function of itself, `seed` and
+    `step` alone.
   """
-  state = np.zeros(1, np.uint64)
-  for word in np.array(key, np.int64).astype(np.uint64):
-    state = _mix((state ^ word) + GAMMA)
-  state = _mix(state + GAMMA * np.arange(1, count + 1, dtype=np.uint64))
-  return (state >> np.uint64(11)) * 2.0**-53
+  state = np.zeros(len(rows), np.uint64)
+  for word in (seed, step, rows):
+    state = _mix((state ^ np.asarray(word, np.int64).astype(np.uint64)) + GAMMA)
+  numbers = GAMMA * np.arange(1, count + 1, dtype=np.uint64)
+  return (_mix(state[:, None] + numbers) >> np.uint64(11)) * 2.0**-53

@@ -5,6 +5,7 @@ blur, [0, 1]) runs on the device, inside the train step. Every batch is a
 function of (seed, step): threads, processes and restarts change nothing.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from input_pipeline.views import View, check_views
 # for so many views (docs/performance.md): entropy coding, which takes most of
 # the time, is done anew for every view up to the crop's last row.
 FUSED_VIEWS = 1
+# Rows that a thread does at a time: TensorFlow's calls of Python are not free.
+ROWS = 8
 # So many unreadable images one after the other are not an accident.
 MAX_IN_A_ROW = 100
 
@@ -65,7 +68,7 @@ class Stream:
       channels: of the images.
       sharding: of [b, ...] arrays over the batch; None for one device. Only the
         rows of this process's devices are read.
-      workers: threads that decode; None for one per core.
+      workers: threads that decode; None for one more than there are cores.
       fused: decode only what each crop needs, once per view; None for the
         faster way.
       prefetch: batches that wait on the device.
@@ -176,63 +179,75 @@ class Stream:
       self.channels,
       _decode_part if self._fused else None,
     )
+    local = self._rows.rows
+    part = max(n for n in range(1, ROWS + 1) if len(local) % n == 0)
+    names = [*self.views, 'index', 'replaced']
+    specs = [self.spec[name] for name in names]
     failures = []  # raised within TensorFlow they would print a page each
 
-    def rows(step):
-      return self.indices(int(step))[self._rows.rows]
-
-    def load(step, index, row):
-      try:
-        return self._load(cropper, int(step), int(index), int(row))
-      except BaseException as error:
-        failures.append(error)
-        return [
-          np.zeros(self.spec[n].shape[1:], self.spec[n].dtype) for n in names
-        ]
-
-    names = [*self.views, 'index', 'replaced']
-    dtypes = [self.spec[name].dtype for name in names]
-
-    def load_all(step, index, row):
-      arrays = tf.numpy_function(load, (step, index, row), dtypes)
-      for array, name in zip(arrays, names, strict=True):
-        array.set_shape(self.spec[name].shape[1:])
-      return dict(zip(names, arrays, strict=True), row=tf.cast(row, tf.int32))
+    def indices(step):
+      return self.indices(int(step))[local]
 
     def split(step):
-      index = tf.numpy_function(rows, [step], tf.int64)
-      steps = tf.repeat(step, local)
-      return tf.data.Dataset.from_tensor_slices((steps, index, self._rows.rows))
+      index = tf.reshape(
+        tf.numpy_function(indices, [step], tf.int64), (-1, part)
+      )
+      rows = local.reshape(-1, part)
+      steps = tf.repeat(step, len(rows))
+      return tf.data.Dataset.from_tensor_slices((steps, index, rows))
 
-    local = len(self._rows.rows)
+    def load(step, index, rows):
+      out = [np.zeros((part, *spec.shape[1:]), spec.dtype) for spec in specs]
+      try:
+        self._load(cropper, int(step), index, rows, out)
+      except BaseException as error:
+        failures.append(error)
+      return out
+
+    workers = self._workers or os.cpu_count() + 1
     data = tf.data.Dataset.range(start, 2**62).flat_map(split)
-    workers = self._workers or tf.data.AUTOTUNE
-    data = data.map(load_all, num_parallel_calls=workers, deterministic=True)
-    data = data.batch(local, drop_remainder=True).prefetch(2)
+    data = data.map(
+      lambda *args: tf.numpy_function(load, args, [s.dtype for s in specs]),
+      num_parallel_calls=workers,
+      deterministic=True,
+    )
+    data = data.batch(len(local) // part).prefetch(1)
     options = tf.data.Options()
-    options.threading.private_threadpool_size = self._workers or 0
+    options.threading.private_threadpool_size = workers + 1
     options.threading.max_intra_op_parallelism = 1
-    batches = data.with_options(options).as_numpy_iterator()
-    for batch in batches:
+    for arrays in data.with_options(options).as_numpy_iterator():
       if failures:
         raise failures[0]
+      batch = {
+        name: array.reshape(-1, *array.shape[2:])
+        for name, array in zip(names, arrays, strict=True)
+      }
+      batch['row'] = local.astype(np.int32)
       if self.source.labels is not None:
         batch['label'] = self.source.labels[batch['index']].astype(np.int32)
       yield batch
 
-  def _load(self, cropper, step, index, row) -> list[np.ndarray]:
-    """Views, index and whether it is another's, for one row."""
-    draws = order.uniforms((self.seed, step, row), len(self.views) * DRAWS)
-    draws = draws.reshape(len(self.views), DRAWS)
+  def _load(self, cropper, step, indices, rows, out) -> None:
+    """Fills in views, indices and whether they are another's, row by row."""
+    count = len(self.views)
+    draws = order.uniforms(rows, count * DRAWS, seed=self.seed, step=step)
+    draws = draws.reshape(len(rows), count, DRAWS)
+    for i, index in enumerate(indices.tolist()):
+      views, found = self._first_readable(cropper, index, draws[i])
+      for array, value in zip(
+        out, (*views, found, found != index), strict=True
+      ):
+        array[i] = value
+
+  def _first_readable(self, cropper, index, draws):
+    """(views, index) of an image, or of the next one that can be read."""
     for more in range(min(MAX_IN_A_ROW, self.size)):
       found = (index + more) % self.size
       try:
-        views = cropper(self.source.read(found), draws)
+        return cropper(self.source.read(found), draws), found
       except (OSError, UnreadableError) as error:
         last = error
         self._tell(found, error)
-      else:
-        return [*views, np.int32(found), np.int32(more > 0)]
     raise UnreadableError(
       f'{self.source.name}: {more + 1} images in a row cannot be read, from '
       f'{self.source.where(index)!r} to {self.source.where(found)!r}: {last}'

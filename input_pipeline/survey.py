@@ -216,10 +216,12 @@ def view_sheet(
   for index in order.permutation(
     np.arange(min(len(source), 50 * rows)), size=len(source), seed=seed, epoch=0
   ):
-    numbers = order.uniforms((seed, 0, int(index)), len(cropper.views) * DRAWS)
     try:
       data = source.read(int(index))
-      crops.append(cropper(data, numbers.reshape(-1, DRAWS)))
+      numbers = order.uniforms(
+        np.arange(len(cropper.views)), DRAWS, seed=seed, step=int(index)
+      )
+      crops.append(cropper(data, numbers))
       images.append(fit(decode(data, channels)[None], side))
     except (OSError, UnreadableError) as error:
       last = error
