@@ -1,10 +1,11 @@
 """What schedulers and launchers say of the processes of a run."""
 
-import importlib.util
 import re
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
+
+from training import process
 
 PLAIN = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 SLURM = (
@@ -168,7 +169,7 @@ def _tpu(environ: Mapping[str, str]) -> dict[str, Any] | None:
   # Importing JAX sets this where it finds no TPU.
   if hosts or 'TPU_SKIP_MDS_QUERY' in environ:
     return None
-  if not importlib.util.find_spec('libtpu'):
+  if not process.installed('libtpu'):
     return None
   if ',' in metadata('attributes/worker-network-endpoints'):
     return {}
@@ -194,7 +195,7 @@ def _kubernetes(environ: Mapping[str, str]) -> dict[str, Any] | None:
   names = ('KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX')
   if not all(name in environ for name in names):
     return None
-  if not importlib.util.find_spec('kubernetes'):
+  if not process.installed('kubernetes'):
     raise ClusterError(
       f'this is pod {environ["JOB_COMPLETION_INDEX"]} of an indexed Job, and '
       'without the package kubernetes it cannot find the others: pip install '

@@ -1,6 +1,7 @@
 """A process: where it keeps compiled programs, how it tells an error."""
 
 import ast
+import importlib.util
 import os
 import pathlib
 
@@ -14,6 +15,11 @@ def compilation_cache() -> None:
     home = os.environ.get('REPRE_JAX_CACHE', '~/.cache/repre_jax')
     path = pathlib.Path(home).expanduser() / 'xla'
     jax.config.update('jax_compilation_cache_dir', str(path))
+
+
+def installed(package: str) -> bool:
+  """Whether a package can be imported; it is not imported."""
+  return importlib.util.find_spec(package) is not None
 
 
 def explain(error: BaseException, workdir: str | None) -> str:

@@ -87,7 +87,7 @@ class Run:
         'when bad steps are noticed'
       )
     self.config, self.method, self.data = config, method, data
-    self.mesh = mesh
+    self.mesh, self._spec = mesh, data.spec
     shapes = jax.eval_shape(self._init_method, None)
     if initial:
       initial = matching(initial, shapes[0], what=config.init_from or 'initial')
@@ -120,7 +120,7 @@ class Run:
   def _init_method(self, initial):
     # Only shapes matter: of zeros made here the compiler drops every use, the
     # forward pass with them, and no image has to be read.
-    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.data.spec)
+    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._spec)
     rng = named_key(jax.random.key(self.config.seed), 'init')
     return self.method.init(rng, self.data.render(batch, rng), initial)
 

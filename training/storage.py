@@ -4,11 +4,12 @@ An object is written whole or not at all, cannot be appended to, and takes about
 one write per second.
 """
 
-import importlib.util
 import os
 import time
 
 from etils import epath
+
+from training import process
 
 # What reads and writes each kind, for etils and for Orbax.
 # Orbax knows no others.
@@ -40,7 +41,7 @@ def resolve(path: epath.PathLike) -> epath.Path:
       f'{", ".join(f"{name}://" for name in PACKAGES)}, and plain folders'
     )
   package = PACKAGES[kind]
-  if not importlib.util.find_spec(package):
+  if not process.installed(package):
     raise StorageError(f'{path} needs a package: pip install {package}')
   # Or else etils imports TensorFlow wherever it is installed: seconds of start
   # and hundreds of megabytes, and Orbax asks for the package all the same.

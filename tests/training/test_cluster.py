@@ -7,7 +7,7 @@ import sys
 import pytest
 import tiny_run
 
-from training import cluster, launchers
+from training import cluster, launchers, process
 from training.launchers import ClusterError, announced, local_devices
 
 PLAIN = dict(
@@ -39,7 +39,7 @@ POD = dict(KUBERNETES_SERVICE_HOST='10.0.0.1', JOB_COMPLETION_INDEX='2')
 @pytest.fixture(autouse=True)
 def no_packages(monkeypatch):
   """As if neither libtpu nor kubernetes were installed."""
-  monkeypatch.setattr(launchers.importlib.util, 'find_spec', lambda _: None)
+  monkeypatch.setattr(process, 'installed', lambda _: False)
 
 
 def without(variables, *names):
@@ -153,7 +153,7 @@ def test_tpu_vms_ask_the_metadata_server(monkeypatch, endpoints, rest, found):
   }
   monkeypatch.setattr(launchers, 'metadata', said.__getitem__)
   assert announced({}) is None  # without libtpu nobody is asked
-  monkeypatch.setattr(launchers.importlib.util, 'find_spec', lambda _: True)
+  monkeypatch.setattr(process, 'installed', lambda _: True)
   assert announced({}) == found
   assert announced(dict(TPU_SKIP_MDS_QUERY='1')) is None
 
@@ -161,7 +161,7 @@ def test_tpu_vms_ask_the_metadata_server(monkeypatch, endpoints, rest, found):
 def test_pods_of_an_indexed_job(monkeypatch):
   with pytest.raises(ClusterError, match=r'jax\[k8s\]'):
     announced(POD)
-  monkeypatch.setattr(launchers.importlib.util, 'find_spec', lambda _: True)
+  monkeypatch.setattr(process, 'installed', lambda _: True)
   assert announced(POD | dict(TPU_SKIP_MDS_QUERY='1')) == {}
 
 

@@ -9,7 +9,7 @@ import tiny_run
 from buckets import Bucket
 from etils import epath
 
-from training import storage
+from training import process, storage
 from training.metrics import Rows, read_rows
 
 
@@ -24,7 +24,7 @@ def call_main(folder):
 @pytest.fixture
 def bucket(monkeypatch):
   monkeypatch.setenv('EPATH_USE_TF', 'false')
-  monkeypatch.setattr(storage.importlib.util, 'find_spec', lambda name: name)
+  monkeypatch.setattr(process, 'installed', lambda _: True)
   backend = epath.backend.fsspec_backend
   monkeypatch.setattr(backend, '_get_filesystem', lambda _: Bucket())
   for held in (Bucket.store, Bucket.written):
@@ -108,7 +108,7 @@ class TestWhatIsMissing:
 
   @pytest.mark.parametrize('kind, package', storage.PACKAGES.items())
   def test_package(self, kind, package, monkeypatch):
-    monkeypatch.setattr(storage.importlib.util, 'find_spec', lambda _: None)
+    monkeypatch.setattr(process, 'installed', lambda _: False)
     with pytest.raises(storage.StorageError, match=f'pip install {package}'):
       storage.resolve(f'{kind}://bucket/run')
 
@@ -121,9 +121,9 @@ class TestWhatIsMissing:
       [
         sys.executable,
         '-c',
-        'import sys, importlib.util, os\n'
-        'importlib.util.find_spec = lambda name: name\n'
-        'from training import storage\n'
+        'import os, sys\n'
+        'from training import process, storage\n'
+        'process.installed = lambda _: True\n'
         'storage.resolve("gs://bucket/run")\n'
         'assert os.environ["EPATH_USE_TF"] == "false"\n'
         'assert "tensorflow" not in sys.modules\n',
