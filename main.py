@@ -7,7 +7,9 @@ finished; 75: stopped by a signal after saving, start me again; anything else
 is an error, told in one line above its traceback.
 """
 
+import contextlib
 import difflib
+import functools
 import json
 import os
 import sys
@@ -16,37 +18,38 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
-from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from input_pipeline.arrays import Arrays, fit
+from input_pipeline import feed, mode
+from input_pipeline.eval_batches import eval_batches
 from input_pipeline.photos import whole_photos
 from input_pipeline.resident import Resident
-from input_pipeline.sources import load
+from input_pipeline.source import Source
 from input_pipeline.views import View
 from models import make_encoder
 from pretrain import collapse
 from pretrain.figures import in_windows
 from pretrain.methods import make_method
-from training import loop, process, schedules, sharding, signals
+from training import (
+  cluster,
+  distributed,
+  loop,
+  process,
+  schedules,
+  sharding,
+  signals,
+)
 from training.checkpoint import Checkpoints
 from training.protocols import Method
 from training.step import Run
 from training.warm_start import load_params
-from transfer.knn import Knn
+from transfer.check_data import check_data
+from transfer.knn import online_knn, scores_line
 
 FIGURE_ROWS = 8
-SCORES = (
-  ('raw pixels', 'knn_raw_pixels'),
-  ('histogram', 'knn_histogram'),
-  ('untrained', 'knn_untrained'),
-  ('trained', 'knn_top1'),
-)
-
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'FILE.py:words, e.g. configs/quickstart.py', lock_config=True
 )
@@ -70,18 +73,23 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     )
   mesh = sharding.make_mesh(config.fsdp)
   sharding.check_batch(config.batch_size, mesh, config.chunks)
-  train, test = load_data(config.data)
+  train, test = feed.open_sources(config.data)
   size = config.data.image_size
   views = {n: View(**{'size': size, **v}) for n, v in config.views.items()}
-  data = Resident(
+  data, how = feed.make_feed(
+    config.data,
     train,
     views,
     batch_size=config.batch_size,
     seed=config.seed,
     shardings=(sharding.over_batch(mesh), sharding.replicated(mesh)),
+    agree=lambda choice: distributed.on_lead(lambda: choice),
   )
+  train = data.source
+  if test is not None and isinstance(data, Resident):
+    test = feed.decoded(config.data, test)
   total = loop.count_steps(config, data.steps_per_epoch)
-  channels = train.images.shape[-1]
+  channels = feed.channels_of(config.data, train)
   method = build_method(config, channels, data.steps_per_epoch, total)
   # A run that continues no longer needs what it began with.
   started = Checkpoints(workdir).steps()
@@ -93,37 +101,54 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     data=data,
     initial=initial and load_params(initial),
   )
-  return loop.train(
-    run,
-    workdir,
-    total=total,
-    evaluators=build_evaluators(config, method, mesh, train, test, size),
-    figures=in_windows(method.figures, (size, size)),
-    figure_batch=figure_batch(config.data, test or train, views, mesh),
-    watch=collapse.warnings,
-  )
-
-
-TASKS: Mapping[str, Callable[[Any, str], Any]] = {'pretrain': pretrain}
-
-
-def load_data(config: Any) -> tuple[Arrays, Arrays | None]:
-  """Training images, and test images where `test_split` names them."""
-  fields = dict(config)
-  fields.pop('mode')  # 'auto' is resident: there is no other yet
-  test_split = fields.pop('test_split')
-  fields.pop('image_size')  # of the views; the source keeps its own size
-  train = load(fields.pop('name'), **fields)
-  if not test_split:
-    return train, None
-  test = load(config.name, **(fields | dict(split=test_split)))
-  channels = [x.images.shape[-1] for x in (train, test)]
-  if channels[0] != channels[1]:
-    raise ValueError(
-      f'images for training have {channels[0]} channels, those for testing '
-      f'{channels[1]}; they must agree'
+  shown = figure_images(config.data, train if test is None else test, channels)
+  shown = jax.device_put(shown, sharding.replicated(mesh))
+  if jax.process_index() == 0:
+    print(how, file=sys.stderr)
+  with contextlib.closing(data):
+    summary = loop.train(
+      run,
+      workdir,
+      total=total,
+      evaluators=online_knn(
+        config.knn,
+        method,
+        bank=train,
+        queries=test,
+        mesh=mesh,
+        size=size,
+        channels=channels,
+        untrained=not config.init_from,
+      ),
+      figures=in_windows(method.figures, (size, size)),
+      figure_batch=dict.fromkeys(views, shown),
+      watch=functools.partial(warnings, config),
     )
-  return train, test
+  if jax.process_index() == 0:
+    tell(summary, epath.Path(workdir))
+  return summary
+
+
+TASKS: Mapping[str, Callable[[Any, str], Any]] = {
+  'pretrain': pretrain,
+  'check_data': check_data,
+}
+
+
+def warnings(config: Any, scalars: Mapping[str, float]) -> list[str]:
+  """What a report should warn of.
+
+  Raises:
+    ValueError: more images cannot be read than `data.max_unreadable` allows.
+  """
+  share = scalars.get('replaced', 0.0) / config.batch_size
+  if share > config.data.max_unreadable:
+    raise ValueError(
+      f'{share:.1%} of the images of the last steps cannot be read, '
+      f'config.data.max_unreadable={config.data.max_unreadable:.1%}; run '
+      '--config.task=check_data to see which'
+    )
+  return collapse.warnings(scalars)
 
 
 def build_method(
@@ -152,43 +177,8 @@ def build_method(
   )
 
 
-def build_evaluators(
-  config: Any,
-  method: Method,
-  mesh: Mesh,
-  train: Arrays,
-  test: Arrays | None,
-  size: int,
-) -> list[Knn]:
-  """Online k-NN, where there are labels and a test split."""
-  if test is None or train.labels is None or test.labels is None:
-    logging.warning('no labels or no test split: training without k-NN')
-    return []
-  knn = dict(config.knn)
-  which = knn.pop('which')
-
-  def encode(params, method_state, images):
-    encoder = method.encoder_params(params, method_state, which)
-    images = images.astype(jnp.float32) / 255
-    return method.encoder.apply({'params': encoder}, images).pooled
-
-  return [
-    Knn(
-      bank=train,
-      queries=test,
-      encode=encode,
-      mesh=mesh,
-      size=size,
-      untrained=not config.init_from,
-      **knn,
-    )
-  ]
-
-
-def figure_batch(
-  config: Any, arrays: Arrays, views: Mapping[str, View], mesh: Mesh
-) -> dict[str, jax.Array]:
-  """What figures show, not augmented, as every view.
+def figure_images(config: Any, source: Source, channels: int) -> np.ndarray:
+  """What figures show, not augmented: float32 [n, h, w, c] in [0, 1].
 
   A few images from all over the data set; of tiled photographs a few whole
   ones, so that a person sees what the tiles are parts of.
@@ -197,19 +187,18 @@ def figure_batch(
   if config.name == 'photos':
     images = whole_photos(size=size, tile=config.tile, gray=config.gray)
   else:
-    rows = np.linspace(0, len(arrays) - 1, FIGURE_ROWS).astype(int)
-    images = fit(arrays.images[rows], size)
-  images = images.astype(np.float32) / 255
-  put = jax.device_put(images, sharding.replicated(mesh))
-  return dict.fromkeys(views, put)
+    rows = np.linspace(0, len(source) - 1, FIGURE_ROWS).astype(int)
+    (batch,) = eval_batches(
+      source, len(rows), size=size, channels=channels, indices=rows
+    )
+    images = batch['images']
+  return images.astype(np.float32) / 255
 
 
 def tell(summary: Mapping[str, float], workdir: epath.Path) -> None:
   """What a person wants to know at the end, on stderr."""
-  scores = {name: summary[key] for name, key in SCORES if key in summary}
-  if scores:
-    row = ' | '.join(f'{name} {value:.1f}' for name, value in scores.items())
-    print(f'\nk-NN top-1 in %: {row}', file=sys.stderr)
+  if scores := scores_line(summary):
+    print(f'\n{scores}', file=sys.stderr)
   pictures = sorted((workdir / 'images').glob('*.png'))
   if pictures:
     print(f'picture: {pictures[-1]}', file=sys.stderr)
@@ -217,8 +206,8 @@ def tell(summary: Mapping[str, float], workdir: epath.Path) -> None:
   print(
     f'curves: {workdir}/metrics.jsonl, or tensorboard --logdir={workdir}\n'
     f'your own images: {python} main.py '
-    '--config=configs/moco_v3.py:vit_s16,arrays,repre '
-    '--config.data.data_dir=images.npz --workdir=runs/mine (see README.md)',
+    '--config=configs/moco_v3.py:vit_s16,folder,repre '
+    '--config.data.data_dir=FOLDER --workdir=runs/mine (see README.md)',
     file=sys.stderr,
   )
 
@@ -241,7 +230,7 @@ def check_config(config: Any) -> None:
   words = {
     'task': (config.task, TASKS),
     'resume': (config.resume, ('auto', 'force')),
-    'data.mode': (config.data.mode, ('auto', 'resident')),
+    'data.mode': (config.data.mode, mode.MODES),
     'knn.which': (config.knn.which, ('student', 'teacher')),
   }
   for name, (value, known) in words.items():
@@ -261,11 +250,16 @@ def main(argv: list[str]) -> None:
   if config is None or not WORKDIR.value:
     raise ValueError('give both --config=FILE.py:words and --workdir=FOLDER')
   check_config(config)
-  process.compilation_cache()
-  summary = TASKS[config.task](config, WORKDIR.value)
-  if jax.process_index() == 0:
-    print(json.dumps(summary, indent=2, sort_keys=True))
-    tell(summary, epath.Path(WORKDIR.value))
+  with signals.listening(begun=False):
+    cluster.initialize()
+    process.compilation_cache()
+    if jax.process_count() > 1:
+      table = cluster.describe()
+      if jax.process_index() == 0:
+        print(table, file=sys.stderr)
+    summary = TASKS[config.task](config, WORKDIR.value)
+    if jax.process_index() == 0:
+      print(json.dumps(summary, indent=2, sort_keys=True))
 
 
 def run() -> int:
@@ -281,6 +275,7 @@ def run() -> int:
     workdir = WORKDIR.value if flags.FLAGS.is_parsed() else None
     print(f'error: {process.explain(error, workdir)}\n', file=sys.stderr)
     traceback.print_exc()
+    cluster.abandon(1)
     return 1
   return 0
 

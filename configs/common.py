@@ -35,8 +35,17 @@ def base() -> ml_collections.ConfigDict:
       dtype='float32',  # 'bfloat16' computes; parameters stay float32
       fsdp=1,  # devices that share one copy of the parameters
       chunks=1,  # parts of the batch that pass the encoder one by one
+      check_images=2000,  # that check_data looks at; 0 for all
       nonfinite_limit=20,  # so many bad steps in a row stop the run
-      knn=dict(k=20, temperature=0.07, batch_size=256, which='student'),
+      watchdog=600,  # seconds without a step until it says where; 0 never
+      hang_limit=0,  # seconds without a step until it exits; 0 never
+      knn=dict(
+        k=20,
+        temperature=0.07,
+        batch_size=256,
+        bank_images=50_000,
+        which='student',
+      ),
     )
   )
 
@@ -85,8 +94,12 @@ def _data(name: str, **fields) -> dict:
       data_dir=config_dict.placeholder(str),
       split='train',
       test_split='test',
-      mode='auto',
+      mode='auto',  # 'resident' on the device, 'stream' from the host
       image_size=224,
+      resident_size=config_dict.placeholder(int),  # None: as they are
+      channels=config_dict.placeholder(int),  # None: the source's, or RGB
+      workers=config_dict.placeholder(int),  # threads that decode; None: all
+      max_unreadable=0.01,  # of the images of a report; more stop the run
     )
     | fields
   )
@@ -114,7 +127,27 @@ def arrays() -> dict:
   return _data('arrays', test_split='')
 
 
-DATA = dict(photos=photos, cifar10=cifar10, tfds=tfds, arrays=arrays)
+def folder() -> dict:
+  """Images in a folder, a .zip or a .tar, named by `data_dir`.
+
+  `labels`: 'folders', 'none', 'auto', or a table of paths and labels.
+  """
+  return _data('folder', test_split='auto', labels='auto')
+
+
+def imagenette() -> dict:
+  """Imagenette (or Imagewoof) as a folder or archive with train and val."""
+  return _data('folder', image_size=128, test_split='val', labels='folders')
+
+
+DATA = dict(
+  photos=photos,
+  cifar10=cifar10,
+  tfds=tfds,
+  arrays=arrays,
+  folder=folder,
+  imagenette=imagenette,
+)
 
 
 def encoder(word: str, **fields) -> dict:

@@ -24,6 +24,21 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's convert('L')
 OPS = ('brightness', 'contrast', 'saturation', 'hue')
 
 
+def row_keys(rng: jax.Array, number: int, row: jax.Array) -> jax.Array:
+  """Keys of a batch, however its rows are spread over devices.
+
+  Args:
+    rng: typed PRNG key of the step.
+    number: of the view.
+    row: int32 [b], places in the global batch.
+
+  Returns:
+    Typed PRNG keys [b].
+  """
+  fold_rows = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  return fold_rows(jax.random.fold_in(rng, number), row)
+
+
 def augment(images: jax.Array, view: View, keys: jax.Array) -> jax.Array:
   """Renders one view of each image.
 

@@ -12,6 +12,7 @@ from input_pipeline.views import View
 
 # Rounds of torchvision's rejection loop (transforms.RandomResizedCrop).
 TRIES = 10
+BOX_DRAWS = 2 * TRIES + 2  # areas, ratios, and the place
 
 
 def uniforms(keys: jax.Array, tag: int, count: int) -> jax.Array:
@@ -35,10 +36,6 @@ def crop_boxes(
 ) -> jax.Array:
   """Draws crop boxes with torchvision's distribution.
 
-  An area and a log-uniform aspect ratio are drawn until the box fits, ten times
-  at most; after that the largest central box of an allowed ratio is taken. Here
-  all ten are drawn at once and the first that fits is picked.
-
   Args:
     keys: typed PRNG keys [b].
     view: `scale` and `ratio` are read.
@@ -47,47 +44,59 @@ def crop_boxes(
   Returns:
     int32 [b, 4]: top, left, height, width.
   """
+  draws = uniforms(keys, 0, BOX_DRAWS)
+  return boxes_from(draws, view.scale, view.ratio, image_size, jnp)
+
+
+def boxes_from(draws, scale, ratio, image_size, xp):
+  """Boxes from uniform draws, on the device or on the host.
+
+  An area and a log-uniform aspect ratio are drawn until the box fits, ten times
+  at most; after that the largest central box of an allowed ratio is taken. Here
+  all ten are drawn at once and the first that fits is picked.
+
+  Args:
+    draws: floats [b, BOX_DRAWS or more] in [0, 1).
+    scale: smallest and largest area as fractions, each a number or [b, 1].
+    ratio: smallest and largest width / height, each a number or [b, 1].
+    image_size: (height, width) of the image, pixels.
+    xp: `jax.numpy` or `numpy`.
+
+  Returns:
+    int32 [b, 4]: top, left, height, width, inside the image.
+  """
   image_height, image_width = image_size
-  draws = uniforms(keys, 0, 2 * TRIES + 2)
-  area, ratio, offset = jnp.split(draws, (TRIES, 2 * TRIES), axis=1)
-  low, high = view.scale
-  area = image_height * image_width * (low + (high - low) * area)
-  low, high = jnp.log(jnp.array(view.ratio))
-  ratio = jnp.exp(low + (high - low) * ratio)
-  width = jnp.round(jnp.sqrt(area * ratio))
-  height = jnp.round(jnp.sqrt(area / ratio))
-  fits = (
-    (width >= 1)
-    & (width <= image_width)
-    & (height >= 1)
-    & (height <= image_height)
-  )
+  area, log_ratio = draws[:, :TRIES], draws[:, TRIES : 2 * TRIES]
+  area = image_height * image_width * (scale[0] + (scale[1] - scale[0]) * area)
+  low, high = xp.log(xp.asarray(ratio[0])), xp.log(xp.asarray(ratio[1]))
+  aspect = xp.exp(low + (high - low) * log_ratio)
+  width = xp.round(xp.sqrt(area * aspect))
+  height = xp.round(xp.sqrt(area / aspect))
+  fits = (width >= 1) & (width <= image_width)
+  fits &= (height >= 1) & (height <= image_height)
   # One-hot of the first that fits, all zero if none does.
-  first = fits & (jnp.cumsum(fits, axis=1) == 1)
-  none = ~fits.any(axis=1)
-  central_height, central_width = _central_size(view.ratio, image_size)
-  height = jnp.where(none, central_height, (first * height).sum(axis=1))
-  width = jnp.where(none, central_width, (first * width).sum(axis=1))
+  first = fits & (xp.cumsum(fits, axis=1) == 1)
+  none = ~fits.any(axis=1, keepdims=True)
+  # The largest central box: all of the shorter side that the limits allow.
+  wide = xp.clip(image_width / image_height, ratio[0], ratio[1])
+  central_width = xp.minimum(xp.round(image_height * wide), image_width)
+  central_height = xp.minimum(xp.round(image_width / wide), image_height)
+
+  def pick(drawn, central):
+    drawn = (first * drawn).sum(axis=1, keepdims=True)
+    return xp.where(none, xp.maximum(central, 1), drawn)
+
+  height, width = pick(height, central_height), pick(width, central_width)
 
   def place(fraction, room):
-    inside = jnp.minimum(jnp.floor(fraction * (room + 1)), room)
-    return jnp.where(none, room // 2, inside)
+    inside = xp.minimum(xp.floor(fraction * (room + 1)), room)
+    return xp.where(none, room // 2, inside)
 
-  top = place(offset[:, 0], image_height - height)
-  left = place(offset[:, 1], image_width - width)
-  return jnp.stack([top, left, height, width], axis=1).astype(jnp.int32)
-
-
-def _central_size(
-  ratio: tuple[float, float], image_size: tuple[int, int]
-) -> tuple[int, int]:
-  """Largest (height, width) in the image with a ratio within the limits."""
-  height, width = image_size
-  if width / height < ratio[0]:
-    return max(1, round(width / ratio[0])), width
-  if width / height > ratio[1]:
-    return height, max(1, round(height * ratio[1]))
-  return height, width
+  y, x = draws[:, 2 * TRIES, None], draws[:, 2 * TRIES + 1, None]
+  top = place(y, image_height - height)
+  left = place(x, image_width - width)
+  boxes = xp.concatenate([top, left, height, width], axis=1)
+  return boxes.astype(xp.int32)
 
 
 def _kernel(x: jax.Array, resample: str) -> jax.Array:

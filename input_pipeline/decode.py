@@ -109,6 +109,29 @@ def _header(image: Image.Image) -> Header:
   )
 
 
+def jpeg_size(data: bytes | np.ndarray) -> tuple[int, int] | None:
+  """Size of a JPEG of which parts may be decoded alone.
+
+  Args:
+    data: bytes of a file, or an array.
+
+  Returns:
+    (height, width) in pixels; None for what must be decoded as a whole: other
+    formats, CMYK, images to be turned, large ones.
+
+  Raises:
+    UnreadableError: the header is broken.
+  """
+  if isinstance(data, np.ndarray) or not data.startswith(b'\xff\xd8'):
+    return None
+  with _told():
+    image = Image.open(io.BytesIO(data), formats=('JPEG',))
+    upright = image.getexif().get(_ORIENTATION, 1) == 1
+  width, height = image.size
+  simple = image.mode in ('L', 'RGB') and upright
+  return (height, width) if simple and width * height <= LARGE else None
+
+
 def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
   """Decodes an image as viewers show it.
 
@@ -128,34 +151,36 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
   Raises:
     UnreadableError: broken, too large, of another number of channels.
   """
-  if isinstance(data, np.ndarray) or data.startswith(_NPY):
+  image = decode_image(data, channels)
+  if image is None:
     return _fit_channels(_array(data), channels)
-  with _told():
-    image = decode_image(data, channels)
-    array = np.asarray(image)
+  array = np.asarray(image)
   return array[..., None] if array.ndim == 2 else array
 
 
-def decode_image(data: bytes, channels: int) -> Image.Image:
-  """As `decode`, but an image of Pillow; what broken bytes raise is any."""
+def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image | None:
+  """As `decode`, but an image of Pillow; None for arrays and `.npy` files."""
+  if isinstance(data, np.ndarray) or data.startswith(_NPY):
+    return None
   if channels not in _MODES:
     raise UnreadableError(
       f'image files have 1, 3 or 4 channels, not {channels}; use .npy files'
     )
-  image = Image.open(io.BytesIO(data), formats=_FORMATS)
-  pixels = image.width * image.height
-  if pixels <= LARGE:
-    return _convert(image, channels)
-  with _large:
-    if image.format in ('JPEG', 'MPO'):
-      # Halved until it is below, at most to 1/8; Pillow rounds the other way.
-      part = next((n for n in (2, 4) if pixels <= LARGE * n**2), 8)
-      image.draft(None, tuple(max(1, side // part) for side in image.size))
-    if image.width * image.height > TOO_LARGE:
-      raise UnreadableError(
-        f'{image.width} x {image.height} pixels are too many'
-      )
-    return _convert(image, channels)
+  with _told():
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    pixels = image.width * image.height
+    if pixels <= LARGE:
+      return _convert(image, channels)
+    with _large:
+      if image.format in ('JPEG', 'MPO'):
+        # Halved until it is below, at most to 1/8; Pillow rounds the other way.
+        part = next((n for n in (2, 4) if pixels <= LARGE * n**2), 8)
+        image.draft(None, tuple(max(1, side // part) for side in image.size))
+      if image.width * image.height > TOO_LARGE:
+        raise UnreadableError(
+          f'{image.width} x {image.height} pixels are too many'
+        )
+      return _convert(image, channels)
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:

@@ -5,25 +5,22 @@ batch. No host work, no TensorFlow.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 from input_pipeline import order
-from input_pipeline.arrays import Arrays, fit
-from input_pipeline.augment import augment
-from input_pipeline.views import View
-
-# What `render` returns beside the views.
-RESERVED = ('label', 'index')
+from input_pipeline.arrays import Arrays
+from input_pipeline.augment import augment, row_keys
+from input_pipeline.views import View, check_views
 
 
 class Resident:
   """Training batches from arrays on the device.
 
   Attributes:
-    arrays: the data set on the host.
+    source: the data set on the host.
     views: the views by name; their order numbers the keys of the augmentation.
     batch_size: global batch size.
     seed: of the order.
@@ -55,7 +52,7 @@ class Resident:
       ValueError: no views, a reserved name, a crop below one pixel, a batch
         larger than the data set.
     """
-    self.arrays, self.views = arrays, dict(views)
+    self.source, self.views = arrays, dict(views)
     self.batch_size, self.seed, self.size = batch_size, seed, len(arrays)
     self.steps_per_epoch = order.steps_per_epoch(
       size=self.size, batch_size=batch_size
@@ -69,6 +66,15 @@ class Resident:
     }
     if arrays.labels is not None:
       self._constant['labels'] = _put(arrays.labels, data_sharding)
+
+  @property
+  def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of what `batch` returns."""
+    like = self._constant | {'index': self._constant['row']}
+    return {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+      for name, x in like.items()
+    }
 
   def indices(self, step: int) -> np.ndarray:
     """The examples of a step, on the host.
@@ -97,6 +103,9 @@ class Resident:
     index = _put(self.indices(step).astype(np.int32), self._batch_sharding)
     return self._constant | {'index': index}
 
+  def close(self) -> None:
+    """Nothing to end; see `Stream.close`."""
+
   def render(
     self, batch: Mapping[str, jax.Array], rng: jax.Array
   ) -> dict[str, jax.Array]:
@@ -118,20 +127,13 @@ class Resident:
     out = {'index': index}
     if 'labels' in batch:
       out['label'] = batch['labels'].at[index].get(mode='promise_in_bounds')
-    fold_rows = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     for number, (name, view) in enumerate(self.views.items()):
-      keys = fold_rows(jax.random.fold_in(rng, number), row)
-      out[name] = augment(images, view, keys)
+      out[name] = augment(images, view, row_keys(rng, number, row))
     return out
 
 
 def _check_views(views: Mapping[str, View], arrays: Arrays) -> None:
-  if not views:
-    raise ValueError('views must hold at least one view')
-  if reserved := sorted(set(views) & set(RESERVED)):
-    raise ValueError(
-      f'views must not be named {reserved}: {RESERVED} are taken'
-    )
+  check_views(views)
   height, width = arrays.images.shape[1:3]
   for name, view in views.items():
     if (side := math.sqrt(view.scale[0] * height * width)) < 1:
@@ -154,43 +156,3 @@ def _put(
     return jax.make_array_from_callback(
       array.shape, sharding, lambda index: array[index]
     )
-
-
-def eval_batches(
-  arrays: Arrays, batch_size: int, *, size: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """Every image once, in order, in batches of equal size.
-
-  Images of another size are cut to the central square and resized (see `fit`).
-
-  Args:
-    arrays: the data set.
-    batch_size: rows of every batch, the last one padded with zeros.
-    size: side of the images in pixels.
-
-  Yields:
-    'images' uint8 [b, size, size, c], 'index' int32 [b], 'valid' bool [b]
-    (False marks padding) and, if there are labels, 'label' int32 [b].
-
-  Raises:
-    ValueError: `batch_size` or `size` is below 1.
-  """
-  if batch_size < 1 or size < 1:
-    raise ValueError(
-      f'batch_size and size must be at least 1, got {batch_size} and {size}'
-    )
-  for start in range(0, len(arrays), batch_size):
-    part = slice(start, start + batch_size)
-    images = fit(arrays.images[part], size)
-    batch = {
-      'images': images,
-      'index': np.arange(start, start + len(images), dtype=np.int32),
-      'valid': np.ones(len(images), bool),
-    }
-    if arrays.labels is not None:
-      batch['label'] = arrays.labels[part]
-    missing = batch_size - len(images)
-    yield {
-      key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
-      for key, value in batch.items()
-    }

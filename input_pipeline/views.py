@@ -7,8 +7,11 @@ records.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 RESAMPLES = ('bilinear', 'bicubic')
+# What a rendered batch holds beside the views.
+RESERVED = ('label', 'index', 'row', 'replaced')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,20 @@ class View:
       raise ValueError(
         f'View.resample must be one of {RESAMPLES}, got {self.resample!r}'
       )
+
+
+def check_views(views: Mapping[str, View]) -> None:
+  """Whether views can be rendered side by side.
+
+  Raises:
+    ValueError: there is none, or one has a reserved name.
+  """
+  if not views:
+    raise ValueError('views must hold at least one view')
+  if reserved := sorted(set(views) & set(RESERVED)):
+    raise ValueError(
+      f'views must not be named {reserved}: {RESERVED} are taken'
+    )
 
 
 def moco_v3(size: int = 224, *, min_scale: float = 0.08) -> dict[str, View]:

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -245,3 +246,8 @@ def checksums(workdir, step=STEPS):
   path = pathlib.Path(workdir) / f'checkpoints/{step}/meta/metadata'
   leaves = json.loads(path.read_text())['record']['leaves']
   return {name: leaf['checksum'] for name, leaf in leaves.items()}
+
+
+def copy(workdir, target):
+  """A workdir to continue or to break, the first one untouched."""
+  return pathlib.Path(shutil.copytree(workdir, target))

@@ -5,6 +5,7 @@ checkpoint carries a checksum of every leaf, taken on the devices before it is
 written and compared after it is read.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from training import verified
+from training import distributed, storage, verified
 from training.state import named_leaves
 
 
@@ -68,7 +69,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: epath.PathLike, *, keep: int = 3):
-    self.workdir = epath.Path(workdir)
+    self.workdir = storage.resolve(workdir)
     self.path = self.workdir / 'checkpoints'
     self._keep = keep
     self._manager = None
@@ -78,14 +79,24 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(
         self.path,
         options=ocp.CheckpointManagerOptions(
-          max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
+          max_to_keep=self._keep,
+          create=True,
+          cleanup_tmp_directories=True,
+          # Shared file systems may show other processes an older folder.
+          single_host_load_and_broadcast=jax.process_count() > 1,
         ),
         item_names=('state', 'meta'),
       )
     return self._manager
 
   def steps(self) -> list[int]:
-    """Steps that have a finished checkpoint, oldest first."""
+    """Steps that have a finished checkpoint, oldest first.
+
+    Every process gets process 0's answer.
+    """
+    return distributed.on_lead(self._steps)
+
+  def _steps(self) -> list[int]:
     # Asked of the folder: a manager would clean up what it takes for left over,
     # and another process may be writing there.
     if not self.path.exists():
@@ -142,7 +153,7 @@ class Checkpoints:
         logging.warning('Checkpoint %d is damaged (%s).', step, error)
       else:
         for later in damaged:
-          self._set_aside(later)
+          distributed.on_lead(functools.partial(self._set_aside, later))
         return found
     if steps:
       raise CheckpointError(

@@ -5,12 +5,15 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
+from training import distributed, sharding
+from training.distributed import Agreement
 from training.figures import to_png
 from training.metrics import Reporter
 from training.protocols import Evaluator
-from training.signals import StopSignals
 from training.state import Figure, TrainState
+from training.watchdog import COMPILING, Watchdog
 
 
 class Drawing:
@@ -21,6 +24,7 @@ class Drawing:
     reporter: takes the pictures.
     figures: (params, method_state, batch) -> figures by name, or None.
     batch: views by name.
+    mesh: of the run.
   """
 
   def __init__(
@@ -29,9 +33,12 @@ class Drawing:
     reporter: Reporter,
     figures: Callable[..., dict[str, Figure]] | None,
     batch: Any,
+    mesh: Mesh,
   ):
     self._folder, self._reporter = workdir / 'images', reporter
-    self._figures = jax.jit(figures) if figures else None
+    # Whole on every device: process 0 could not fetch what others hold.
+    whole = sharding.replicated(mesh)
+    self._figures = jax.jit(figures, out_shardings=whole) if figures else None
     self._batch = batch
 
   def __call__(self, step: int, state: TrainState) -> None:
@@ -55,7 +62,8 @@ class Evaluation:
     reporter: takes the measurements.
     evaluators: what is measured.
     draw: what is drawn.
-    stop: polled between batches.
+    leave: polled between batches.
+    watchdog: hears of every batch.
   """
 
   def __init__(
@@ -64,15 +72,20 @@ class Evaluation:
     reporter: Reporter,
     evaluators: Sequence[Evaluator],
     draw: Drawing,
-    stop: StopSignals,
+    leave: Agreement,
+    watchdog: Watchdog,
   ):
-    self._every, self._reporter, self._stop = config.eval_every, reporter, stop
+    self._every, self._reporter = config.eval_every, reporter
+    self._leave, self._watchdog = leave, watchdog
     self._evaluators, self._draw = evaluators, draw
 
   def due(self, step: int, total: int) -> bool:
     """At step 0, every `eval_every` steps and at the end, once each."""
     if not self._every or (step % self._every and step != total):
       return False
+    return distributed.on_lead(lambda: not self._measured(step))
+
+  def _measured(self, step: int) -> bool:
     names = [n for e in self._evaluators for n in e.names()]
     # Rows with a rate are the training's own; names may be the same.
     rows = [
@@ -80,18 +93,32 @@ class Evaluation:
       for row in self._reporter.rows()
       if row['step'] == step and 'lr' not in row
     ]
-    return not names or not all(any(n in row for row in rows) for n in names)
+    return bool(names) and all(any(n in row for row in rows) for n in names)
 
-  def run(self, step: int, state: TrainState) -> None:
-    """Measures and draws; leaves early, without a report, on a signal."""
+  def run(self, step: int, state: TrainState) -> bool:
+    """Measures and draws.
+
+    Args:
+      step: of the report.
+      state: of the run.
+
+    Returns:
+      Whether a signal cut it short; then nothing is reported.
+    """
     found = {}
+    on, first = f'evaluation at step {step}', COMPILING
     for evaluator in self._evaluators:
       evaluator.start(step)
       for batch in evaluator.batches():
-        if self._stop.received:
-          return
+        if self._leave.now():
+          return True
+        self._watchdog.working(on, allowance=first)
         evaluator.update(state.params, state.method_state, batch)
+        first = 1
+      self._watchdog.working(f'result of the {on}', allowance=COMPILING)
       found |= evaluator.finish()
+    self._watchdog.working(f'figures at step {step}', allowance=COMPILING)
     self._draw(step, state)
     if found:
       self._reporter.write(step, found)
+    return False

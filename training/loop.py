@@ -1,7 +1,6 @@
 """The one loop: state -> jitted step -> report, save, evaluate, leave."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from training import checkpoint, metrics, signals
+from training import distributed, metrics, signals, watchdog
 from training import workdir as workdirs
+from training.checkpoint import Checkpoints
 from training.evaluation import Drawing, Evaluation
 from training.protocols import Evaluator
 from training.state import Figure
@@ -54,10 +54,8 @@ def train(
     run: method, data and optimiser.
     workdir: the folder of the run.
     total: number of steps.
-    evaluators: run before the first step, every `config.eval_every` steps and
-      at the end.
-    figures: (params, method_state, figure_batch) -> figures by name; None
-      draws none.
+    evaluators: run first, every `config.eval_every` steps and at the end.
+    figures: (params, method_state, figure_batch) -> figures by name, or None.
     figure_batch: views by name.
     watch: turns a report into warnings in words.
 
@@ -69,64 +67,89 @@ def train(
     NonFiniteError: too many non-finite steps in a row.
     WorkdirError, CheckpointError: see there.
   """
-  began = time.time()
+  began, config = time.time(), run.config
   workdir = workdirs.open_workdir(workdir)
   with contextlib.ExitStack() as cleanup:
-    stop = cleanup.enter_context(signals.StopSignals())
-    saved = checkpoint.Checkpoints(workdir, keep=run.config.keep_checkpoints)
+    stop = cleanup.enter_context(signals.listening())
+    leave = distributed.Agreement(run.mesh, lambda: bool(stop.received))
+    guard = watchdog.Watchdog(config.watchdog, limit=config.hang_limit)
+    cleanup.enter_context(guard)
+    saved = Checkpoints(workdir, keep=config.keep_checkpoints)
     cleanup.callback(saved.close)  # whatever happens: waits for what is written
-    if saved.steps():
-      workdirs.check_config(workdir, run.config)
-    fresh = dict(step=0, seconds=0.0, pending=[])
-    state, meta = saved.restore(run.like) or (run.init(), fresh)
-    workdirs.record(workdir, run.config)
+    state, meta = _where_it_stands(run, workdir, saved)
     start, began = meta['step'], began - meta['seconds']
     reporter = metrics.Reporter(
-      workdir, start=start, total=total, batch_size=run.config.batch_size
+      workdir, start=start, total=total, batch_size=config.batch_size
     )
     cleanup.callback(reporter.close)
     reporter.say(f'{_where(start, total, workdir)}\n{run.overview()}')
-    draw = Drawing(workdir, reporter, figures, figure_batch)
-    evaluation = Evaluation(run.config, reporter, evaluators, draw, stop)
+    draw = Drawing(workdir, reporter, figures, figure_batch, run.mesh)
+    evaluation = Evaluation(config, reporter, evaluators, draw, leave, guard)
     history = meta['pending']
 
     def save(step, state):
+      guard.working(f'saving at step {step}')
       with reporter.paused():
-        seconds, pending = time.time() - began, jax.device_get(history)
-        pending = [{k: float(v) for k, v in row.items()} for row in pending]
-        saved.save(
-          state, step=step, meta=dict(seconds=seconds, pending=pending)
-        )
+        reporter.flush()  # a checkpoint vouches for the reports before it
+        seconds = time.time() - began
+        meta = dict(seconds=seconds, pending=_plain(history))
+        saved.save(state, step=step, meta=meta)
 
-    if evaluation.due(start, total):
-      evaluation.run(start, state)
-    steps = _steps(run, state, start, total, reporter, history)
-    for done, state in () if stop.received else steps:
+    stop.begin()
+    stopping = evaluation.due(start, total) and evaluation.run(start, state)
+    steps = _steps(run, state, start, total, reporter, history, guard)
+    for done, state in () if stopping else steps:
       last = done == total
-      if done % run.config.log_every == 0 or last:
+      # Asked once: it is the same for this whole step, on every process.
+      stopping = leave.after_step()
+      if done % config.log_every == 0 or last:
         _report(run, workdir, reporter, done, history, watch)
-      due = _every(run.config.checkpoint_every, done) or last
-      if due or stop.received:
+      due = _every(config.checkpoint_every, done) or last
+      if due or stopping:
         save(done, state)
-      if not stop.received and evaluation.due(done, total):
+      if not stopping and evaluation.due(done, total):
         with reporter.paused():
-          evaluation.run(done, state)
-        if stop.received and not due:  # measured when the run continues here
+          stopping = evaluation.run(done, state)
+        if stopping and not due:  # measured when the run continues here
           save(done, state)
-      if stop.received:
+      if stopping:
         break
-  if stop.received:
-    raise signals.Stopped(f'{stop.received}: saved in {workdir}')
-  summary = _summary(reporter.rows(), time.time() - began, total)
-  if jax.process_index() == 0:
-    metrics.write_json(workdir / 'summary.json', summary)
-  return summary
+    guard.working('last checkpoint')
+    saved.wait()
+    if stopping:
+      raise signals.Stopped(_why(stop.received, workdir, saved))
+    return _finish(workdir, reporter, time.time() - began, total)
 
 
-def _steps(run, state, start, total, reporter, history):
+def _where_it_stands(run, workdir, saved):
+  """(state, meta) of the newest checkpoint, or of step 0."""
+  if saved.steps():
+    workdirs.check_config(workdir, run.config)
+  fresh = dict(step=0, seconds=0.0, pending=[])
+  found = saved.restore(run.like) or (run.init(), fresh)
+  workdirs.record(workdir, run.config)
+  return found
+
+
+def _why(received, workdir, saved) -> str:
+  what = f'saved in {workdir}' if saved.steps() else 'nothing to save yet'
+  return f'{received or "a signal to another process"}: {what}'
+
+
+def _plain(history) -> list[dict[str, float]]:
+  """Reports that are not written yet, for JSON."""
+  rows = jax.device_get(history)
+  return [{k: float(v) for k, v in row.items()} for row in rows]
+
+
+def _steps(run, state, start, total, reporter, history, guard):
   """Yields (steps done, state); adds each step's metrics to `history`."""
   began = time.time()
   for step in range(start, total):
+    first = step == start  # compiles
+    guard.working(
+      f'step {step + 1}', allowance=watchdog.COMPILING if first else 1
+    )
     batch = run.data.batch(step)
     with jax.transfer_guard('disallow'):
       state, report = run.step(state, batch)
@@ -136,7 +159,7 @@ def _steps(run, state, start, total, reporter, history):
     # starve each other of threads.
     ahead = 1 if jax.default_backend() == 'cpu' else 3
     jax.block_until_ready(history[max(0, len(history) - ahead)]['loss'])
-    if step == start:  # compilation is not speed
+    if first:  # compilation is not speed
       jax.block_until_ready(report)
       reporter.say(f'first step after {time.time() - began:.1f} s')
       reporter.speed(step + 1)
@@ -170,9 +193,7 @@ def _report(run, workdir, reporter, done, history, watch) -> None:
       loss=str(rows[i]['loss']),
       indices=[int(n) for n in run.data.indices(first + i)],
     )
-    if jax.process_index() == 0:
-      with (workdir / 'nonfinite.jsonl').open('a') as file:
-        file.write(json.dumps(note) + '\n')
+    reporter.note(note)
   scalars = metrics.average(rows)
   scalars['bad_steps'] = float(len(bad))
   scalars |= dict(lr=run.rate(done - 1), **reporter.speed(done))
@@ -190,13 +211,19 @@ def _report(run, workdir, reporter, done, history, watch) -> None:
     reporter.say(f'warning: step {done}: {len(bad)} non-finite steps skipped')
 
 
-def _summary(rows, seconds: float, total: int) -> dict[str, float]:
-  """The last value of every metric, wall time and the median speed."""
-  out = {}
-  for row in rows:
-    out |= {k: v for k, v in row.items() if v is not None and k != 'step'}
-  speeds = [row.get('images_per_second') for row in rows]
-  speeds = sorted(speed for speed in speeds if speed)
-  if speeds:
-    out['images_per_second'] = speeds[len(speeds) // 2]
-  return dict(out, steps=total, seconds=round(seconds, 1))
+def _finish(workdir, reporter, seconds: float, total) -> dict[str, float]:
+  """Writes summary.json: the last value of everything, and how fast it was."""
+
+  def write():
+    rows, out = reporter.rows(), {}
+    for row in rows:
+      out |= {k: v for k, v in row.items() if v is not None and k != 'step'}
+    speeds = [row.get('images_per_second') for row in rows]
+    speeds = sorted(speed for speed in speeds if speed)
+    if speeds:
+      out['images_per_second'] = speeds[len(speeds) // 2]
+    out |= dict(steps=total, seconds=round(seconds, 1))
+    metrics.write_json(workdir / 'summary.json', out)
+    return out
+
+  return distributed.on_lead(write)

@@ -13,14 +13,13 @@ from absl import logging
 from etils import epath
 from tqdm import auto as tqdm
 
-from training import tensorboard
+from training import storage, tensorboard
 
 
 def write_json(path: epath.Path, data: Any) -> None:
   """Writes a JSON file whole or not at all."""
-  part = path.with_name(path.name + '.part')
-  part.write_text(json.dumps(data, indent=2, sort_keys=True) + '\n')
-  part.replace(path)
+  text = json.dumps(data, indent=2, sort_keys=True) + '\n'
+  storage.write_whole(path, text.encode())
 
 
 def read_rows(path: epath.Path) -> list[dict[str, Any]]:
@@ -36,15 +35,35 @@ def read_rows(path: epath.Path) -> list[dict[str, Any]]:
   return rows
 
 
-def keep_rows(
-  path: epath.Path, keep: Callable[[Mapping[str, Any]], bool]
-) -> None:
-  """Rewrites a file of JSON lines with some of them, if it exists."""
-  if path.exists():
-    rows = [row for row in read_rows(path) if keep(row)]
-    part = path.with_name(path.name + '.part')
-    part.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    part.replace(path)
+class Rows:
+  """A file of JSON lines that grows, read once when it is opened.
+
+  Args:
+    path: the file; rows of it that are not kept are dropped there.
+    keep: whether a row stays.
+  """
+
+  def __init__(
+    self, path: epath.Path, keep: Callable[[Mapping[str, Any]], bool]
+  ):
+    self._rows = [row for row in read_rows(path) if keep(row)]
+    data = ''.join(json.dumps(row) + '\n' for row in self._rows).encode()
+    if path.exists():
+      storage.write_whole(path, data)
+    self._file = storage.Growing(path, data)
+
+  def all(self) -> list[dict[str, Any]]:
+    """All rows so far."""
+    return list(self._rows)
+
+  def add(self, row: Mapping[str, Any]) -> None:
+    """One more row."""
+    self._rows.append(dict(row))
+    self._file.write((json.dumps(row) + '\n').encode())
+
+  def flush(self) -> None:
+    """All rows are safe when this returns."""
+    self._file.flush()
 
 
 def average(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -74,17 +93,19 @@ class Reporter:
     self, workdir: epath.Path, *, start: int, total: int, batch_size: int
   ):
     self.lead = jax.process_index() == 0
-    self.path = workdir / 'metrics.jsonl'
     self._total = total
     self._batch_size = batch_size
-    events = tensorboard.Events
-    self._events = events(workdir, start=start) if self.lead else None
-    self._bar = None
+    self._bar = self._events = None
     self._timed_step, self._timed_at, self._pause = start, time.time(), 0.0
     if self.lead:
+      self._events = tensorboard.Events(workdir, start=start)
       # A report of step s covers the steps before it, a note is of step s.
-      keep_rows(self.path, lambda row: row['step'] <= start)
-      keep_rows(workdir / 'nonfinite.jsonl', lambda row: row['step'] < start)
+      self._rows = Rows(
+        workdir / 'metrics.jsonl', lambda row: row['step'] <= start
+      )
+      self._notes = Rows(
+        workdir / 'nonfinite.jsonl', lambda row: row['step'] < start
+      )
       if sys.stderr.isatty():
         self._bar = tqdm.tqdm(
           initial=start,
@@ -95,8 +116,8 @@ class Reporter:
         )
 
   def rows(self) -> list[dict[str, Any]]:
-    """All reports so far."""
-    return read_rows(self.path)
+    """All reports so far, on process 0."""
+    return self._rows.all()
 
   def step(self, step: int) -> None:
     """Moves the progress bar."""
@@ -133,10 +154,21 @@ class Reporter:
     if not self.lead:
       return
     row = {k: v if np.isfinite(v) else None for k, v in scalars.items()}
-    with self.path.open('a') as file:
-      file.write(json.dumps(dict(step=step, **row)) + '\n')
+    self._rows.add(dict(step=step, **row))
     self._events.scalars(step, scalars)
     self.say(self._line(step, scalars))
+
+  def note(self, row: Mapping[str, Any]) -> None:
+    """A line in nonfinite.jsonl."""
+    if self.lead:
+      self._notes.add(row)
+
+  def flush(self) -> None:
+    """What was reported is safe: before a checkpoint says it is done."""
+    if self.lead:
+      self._rows.flush()
+      self._notes.flush()
+      self._events.flush()
 
   def figure(self, step: int, name: str, png: bytes) -> None:
     """A picture for TensorBoard."""
@@ -162,8 +194,7 @@ class Reporter:
     return ' | '.join(words)
 
   def close(self) -> None:
-    """Ends the bar and the event file."""
+    """Ends the bar and writes what is left."""
     if self._bar is not None:
       self._bar.close()
-    if self._events is not None:
-      self._events.close()
+    self.flush()

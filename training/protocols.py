@@ -41,7 +41,13 @@ class Method(Protocol):
 
 
 class Data(Protocol):
-  """Where batches come from; everything is a function of (seed, step)."""
+  """Where batches come from; everything is a function of (seed, step).
+
+  Attributes:
+    spec: what `batch` returns, as `jax.ShapeDtypeStruct`s with shardings.
+  """
+
+  spec: Any
 
   def batch(self, step: int) -> Any:
     """A pytree of device arrays for one step."""

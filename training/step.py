@@ -59,7 +59,10 @@ def make_train_step(
     new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
     bad = jnp.where(finite, 0, state.bad_steps + 1)
     new = new.replace(step=state.step + 1, bad_steps=bad)
-    return new, dict(aux.metrics, loss=loss, grad_norm=grad_norm, bad_steps=bad)
+    metrics = dict(aux.metrics, loss=loss, grad_norm=grad_norm, bad_steps=bad)
+    if 'replaced' in views:  # for images that cannot be read
+      metrics['replaced'] = views['replaced'].sum()
+    return new, metrics
 
   return train_step
 
@@ -84,8 +87,8 @@ class Run:
         'when bad steps are noticed'
       )
     self.config, self.method, self.data = config, method, data
-    batch = data.batch(0)
-    shapes = jax.eval_shape(self._init_method, batch, None)
+    self.mesh = mesh
+    shapes = jax.eval_shape(self._init_method, None)
     if initial:
       initial = matching(initial, shapes[0], what=config.init_from or 'initial')
     self._initial = initial
@@ -95,7 +98,7 @@ class Run:
       shapes[0], self.rules, name=config.optim.name, **hyper
     )
     self.groups = optim.assign(shapes[0], self.rules)
-    like = jax.eval_shape(self._init, batch, initial)
+    like = jax.eval_shape(self._init, initial)
     self.shardings = sharding.state_shardings(mesh, like)
     self.like = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -114,12 +117,15 @@ class Run:
       out_shardings=(self.shardings, sharding.replicated(mesh)),
     )
 
-  def _init_method(self, batch, initial):
+  def _init_method(self, initial):
+    # Only shapes matter: of zeros made here the compiler drops every use, the
+    # forward pass with them, and no image has to be read.
+    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.data.spec)
     rng = named_key(jax.random.key(self.config.seed), 'init')
     return self.method.init(rng, self.data.render(batch, rng), initial)
 
-  def _init(self, batch, initial) -> TrainState:
-    params, method_state = self._init_method(batch, initial)
+  def _init(self, initial) -> TrainState:
+    params, method_state = self._init_method(initial)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       bad_steps=jnp.zeros((), jnp.int32),
@@ -131,7 +137,7 @@ class Run:
   def init(self) -> TrainState:
     """The state of step 0, made inside jit so that no two leaves share."""
     init = jax.jit(self._init, out_shardings=self.shardings)
-    return init(self.data.batch(0), self._initial)
+    return init(self._initial)
 
   def rate(self, step: int) -> float:
     """The learning rate of the group with the most parameters."""

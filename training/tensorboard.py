@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from absl import logging
 from etils import epath
 
+from training import storage
+
 try:
   from tensorboard.compat.proto import event_pb2, summary_pb2
   from tensorboard.summary.writer import record_writer
@@ -30,14 +32,14 @@ class Events:
   """
 
   def __init__(self, workdir: epath.Path, *, start: int = 0):
-    self._writer = self._file = None
+    self._writer = None
     if event_pb2 is None:
       logging.info('tensorboard is not installed: only metrics.jsonl is kept')
       return
     folder = workdir / 'tensorboard'
     folder.mkdir(parents=True, exist_ok=True)
     name = f'{time.time():.3f}.{socket.gethostname()}.{os.getpid()}'
-    self._file = (folder / f'events.out.tfevents.{name}').open('wb')
+    self._file = storage.Growing(folder / f'events.out.tfevents.{name}')
     self._writer = record_writer.RecordWriter(self._file)
     self._write(event_pb2.Event(file_version='brain.Event:2'))
     session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -46,7 +48,6 @@ class Events:
   def _write(self, event) -> None:
     event.wall_time = time.time()
     self._writer.write(event.SerializeToString())
-    self._file.flush()
 
   def _add(self, step: int, values) -> None:
     if self._writer is not None:
@@ -67,7 +68,11 @@ class Events:
       image = summary_pb2.Summary.Image(encoded_image_string=png)
       self._add(step, [summary_pb2.Summary.Value(tag=name, image=image)])
 
+  def flush(self) -> None:
+    """What was added is safe when this returns."""
+    if self._writer is not None:
+      self._file.flush()
+
   def close(self) -> None:
-    """Closes the file."""
-    if self._file is not None:
-      self._file.close()
+    """Writes what is left."""
+    self.flush()

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
+from training import distributed
 from training.checksum import checksums
 
 
@@ -55,9 +56,13 @@ def read_meta(path: epath.Path) -> dict[str, Any]:
   Raises:
     DamagedError: it cannot be read or was changed.
   """
+  return distributed.on_lead(lambda: _read_meta(path))
+
+
+def _read_meta(path: epath.Path) -> dict[str, Any]:
   try:
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-      meta = reader.restore(path / 'meta')
+    # Orbax's reader would wait for the other processes.
+    meta = json.loads((path / 'meta' / 'metadata').read_text())
     intact = meta['crc'] == _crc(meta['record'])
   except Exception as error:  # any byte of it may be broken, in any way
     raise DamagedError(f'unreadable metadata: {one_line(error)}') from error
@@ -94,6 +99,22 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
+def _reader() -> ocp.Checkpointer:
+  """Reads without waiting for other processes: one of them may have failed."""
+  options = ocp.options.MultiprocessingOptions()
+  if jax.process_count() > 1:
+    here = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+      primary_host=here,
+      active_processes={here},
+      barrier_sync_key_prefix=f'process_{here}',
+    )
+  return ocp.Checkpointer(
+    ocp.StandardCheckpointHandler(multiprocessing_options=options),
+    multiprocessing_options=options,
+  )
+
+
 def read_leaves(
   path: epath.Path,
   wanted: Mapping[str, jax.ShapeDtypeStruct],
@@ -112,11 +133,17 @@ def read_leaves(
   Raises:
     DamagedError: an array cannot be read or was changed.
   """
+  error = tree = None
   try:
-    with _quiet(), ocp.StandardCheckpointer() as reader:
-      tree = reader.restore(path / 'state', nest(wanted))
-  except Exception as error:  # likewise; architecture was compared before
-    raise DamagedError(f'unreadable arrays: {one_line(error)}') from error
+    with _quiet(), _reader() as reader:
+      tree = reader.restore(
+        path / 'state', args=ocp.args.StandardRestore(nest(wanted))
+      )
+  except Exception as raised:  # likewise; architecture was compared before
+    error = raised
+  if distributed.agree_any(error is not None):
+    text = one_line(error) if error else 'on another process'
+    raise DamagedError(f'unreadable arrays: {text}') from error
   leaves = traverse_util.flatten_dict(tree, sep='/')
   found = checksums(leaves)
   wrong = [n for n in leaves if found[n] != record[n]['checksum']]

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from training import verified
+from training import distributed, storage, verified
 from training.checkpoint import CheckpointError, Checkpoints, check_same_leaves
 from training.state import named_leaves
 
@@ -28,9 +28,9 @@ def load_params(path: epath.PathLike) -> dict[str, np.ndarray]:
   Raises:
     CheckpointError: no checkpoint there, or a damaged one.
   """
-  path = epath.Path(path)
+  path = storage.resolve(path)
   folders = [path]
-  if not (path / 'meta').exists():
+  if not distributed.on_lead((path / 'meta').exists):
     steps = Checkpoints(path).steps()
     folders = [path / 'checkpoints' / str(step) for step in reversed(steps)]
   if not folders:

@@ -7,12 +7,14 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from typing import Any
 
 import jax
 from absl import logging
 from etils import epath
 
+from training import distributed, storage
 from training.metrics import write_json
 
 PACKAGES = (
@@ -29,6 +31,11 @@ PACKAGES = (
 )
 
 
+# Fields that may differ when a run continues.
+FREE = ('resume', 'watchdog', 'hang_limit')
+SHARED_SECONDS = 30
+
+
 class WorkdirError(ValueError):
   """A workdir that cannot be used, told in one line."""
 
@@ -37,21 +44,49 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
   """Creates a workdir where there is none.
 
   Args:
-    path: the folder.
+    path: the folder, also in an object store (`gs://bucket/run`).
 
   Returns:
-    The folder, absolute.
+    The folder, absolute; every process gets process 0's.
 
   Raises:
-    WorkdirError: it cannot be made.
+    WorkdirError: it cannot be made, or not all processes see the same.
   """
-  # Orbax takes absolute paths only; gs://bucket/run is one.
-  path = epath.Path(path if '://' in str(path) else os.path.abspath(path))
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise WorkdirError(_unwritable(path, error)) from error
+
+  def create():
+    found = storage.resolve(path)
+    try:
+      found.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise WorkdirError(_unwritable(found, error)) from error
+    return str(found)
+
+  path = storage.resolve(distributed.on_lead(create))
+  if jax.process_count() > 1:
+    _check_shared(path)
   return path
+
+
+def _check_shared(path: epath.Path) -> None:
+  """Whether a file that process 0 writes is there for all."""
+  mark = path / f'.shared_{distributed.on_lead(os.getpid)}'
+  distributed.on_lead(lambda: mark.write_text(''))
+  deadline = time.monotonic() + SHARED_SECONDS
+  while not (seen := mark.exists()) and time.monotonic() < deadline:
+    time.sleep(0.5)  # network file systems take a moment
+  blind = [
+    f'{index} on {host}'
+    for index, (host, sees) in enumerate(
+      distributed.gather((platform.node(), seen))
+    )
+    if not sees
+  ]
+  distributed.on_lead(mark.unlink)
+  if blind:
+    raise WorkdirError(
+      f'the workdir {path} is not shared: processes {", ".join(blind)} do not '
+      'see what process 0 writes; choose a --workdir on storage that all share'
+    )
 
 
 def record(path: epath.Path, config: Any) -> None:
@@ -60,12 +95,15 @@ def record(path: epath.Path, config: Any) -> None:
   Raises:
     WorkdirError: the folder cannot be written.
   """
-  if jax.process_index() == 0:
+
+  def write():
     try:
       write_json(path / 'config.json', _plain(config))
       write_json(path / 'environment.json', environment())
     except OSError as error:
       raise WorkdirError(_unwritable(path, error)) from error
+
+  distributed.on_lead(write)
 
 
 def _unwritable(path: epath.Path, error: OSError) -> str:
@@ -83,12 +121,17 @@ def check_config(workdir: epath.Path, config: Any) -> None:
 
   Args:
     workdir: the folder.
-    config: the resolved `ConfigDict`; `config.resume` does not count in the
-      comparison, and 'force' accepts any difference.
+    config: the resolved `ConfigDict`; what changes no result (`resume`,
+      `watchdog`, `hang_limit`) does not count in the comparison, and
+      `config.resume='force'` accepts any difference.
 
   Raises:
     WorkdirError: another config, or one that cannot be read.
   """
+  distributed.on_lead(lambda: _check_config(workdir, config))
+
+
+def _check_config(workdir: epath.Path, config: Any) -> None:
   path = workdir / 'config.json'
   if not path.exists():
     return
@@ -103,7 +146,7 @@ def check_config(workdir: epath.Path, config: Any) -> None:
   changed = [
     f'{name}: {old.get(name, "absent")} there, {new.get(name, "absent")} now'
     for name in sorted(old.keys() | new.keys())
-    if name != 'resume' and old.get(name) != new.get(name)
+    if name not in FREE and old.get(name) != new.get(name)
   ]
   if changed and config.resume != 'force':
     raise WorkdirError(

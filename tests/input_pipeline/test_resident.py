@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from input_pipeline import augment, order, resident
-from input_pipeline.arrays import Arrays, fit
+from input_pipeline.arrays import Arrays
 from input_pipeline.views import View, moco_v3
 
 
@@ -131,28 +131,3 @@ def test_a_replicated_batch_need_not_divide(data, shardings):
     data, VIEWS, batch_size=3, seed=0, shardings=(replicated, replicated)
   )
   assert train.batch(0)['index'].shape == (3,)
-
-
-def test_eval_batches_cover_everything_once(data):
-  batches = list(resident.eval_batches(data, 5, size=32))
-  assert len(batches) == 3
-  valid = np.concatenate([batch['valid'] for batch in batches])
-  np.testing.assert_array_equal(valid, np.arange(15) < 12)
-  joined = {
-    key: np.concatenate([batch[key] for batch in batches])[valid]
-    for key in ('images', 'label', 'index')
-  }
-  np.testing.assert_array_equal(joined['images'], data.images)
-  np.testing.assert_array_equal(joined['label'], data.labels)
-  np.testing.assert_array_equal(joined['index'], np.arange(12))
-  assert all(batch['images'].shape == (5, 32, 32, 3) for batch in batches)
-  assert batches[-1]['images'][2:].max() == 0
-
-
-def test_eval_batches_resize(data):
-  bare = Arrays(name='bare', images=data.images)
-  (batch,) = resident.eval_batches(bare, 12, size=20)
-  np.testing.assert_array_equal(batch['images'], fit(data.images, 20))
-  assert 'label' not in batch
-  with pytest.raises(ValueError, match='at least 1, got 0 and 20'):
-    next(resident.eval_batches(bare, 0, size=20))

@@ -91,6 +91,13 @@ class Memory:
     rows['index'] = index.astype(np.int32)
     return jax.device_put(rows, sharding.over_batch(self.mesh))
 
+  @property
+  def spec(self):
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      self.batch(0),
+    )
+
   def render(self, batch, rng):
     del rng
     views = dict(view1=batch['image'], view2=batch['image'][:, :, ::-1])

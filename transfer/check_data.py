@@ -1,0 +1,52 @@
+"""What a data set holds and how its views look, before anything long runs."""
+
+import sys
+from typing import Any
+
+from input_pipeline import feed, mode, survey
+from input_pipeline.views import View
+from training.figures import to_png
+from training.metrics import write_json
+from training.state import Figure
+from training.workdir import open_workdir
+
+
+def check_data(config: Any, workdir: str) -> dict[str, Any]:
+  """Surveys the images that a config names and draws their views.
+
+  Args:
+    config: any config of a training; read here: `data`, `views`, `seed`,
+      `check_images`.
+    workdir: gets summary.json and images/views.png.
+
+  Returns:
+    The summary: `survey.survey` of every split, and which `data.mode` would be
+    chosen on this machine.
+
+  Raises:
+    UnreadableError: no image can be read.
+    ValueError, FileNotFoundError: see `feed.open_sources`.
+  """
+  train, test = feed.open_sources(config.data)
+  channels = feed.channels_of(config.data, train)
+  size = config.data.image_size
+  views = {n: View(**{'size': size, **v}) for n, v in config.views.items()}
+  workdir = open_workdir(workdir)
+  summary = {}
+  for name, source in dict(train=train, test=test).items():
+    if source is not None:
+      found = survey.survey(source, channels, images=config.check_images)
+      print(f'{name}: {survey.as_text(found)}', file=sys.stderr)
+      summary[name] = found
+  chosen, why = mode.choose(config.data.mode, train, channels)
+  summary['mode'] = f'{chosen}: {why}'
+  print(f'mode: {summary["mode"]}', file=sys.stderr)
+  images, titles = survey.view_sheet(
+    train, views, channels=channels, seed=config.seed
+  )
+  picture = workdir / 'images' / 'views.png'
+  picture.parent.mkdir(parents=True, exist_ok=True)
+  picture.write_bytes(to_png(Figure(images, titles)))
+  print(f'views: {picture}', file=sys.stderr)
+  write_json(workdir / 'summary.json', summary)
+  return summary
