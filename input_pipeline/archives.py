@@ -242,16 +242,23 @@ class _Remote:
   def read(self, offset: int, size: int) -> bytes:
     """At most `size` bytes; fewer at the end of the file."""
     try:
-      if not hasattr(self._threads, 'file'):
-        # Held too: an opener that is forgotten closes its file.
-        self._threads.opener = self.open()
-        self._threads.file = self._threads.opener.__enter__()
+      if not hasattr(self._threads, 'handle'):
+        self._threads.handle = _Handle(self.open())
+      file = self._threads.handle.file
       size = min(size, self.size - offset)
-      self._threads.file.seek(offset)
-      return self._threads.file.read(size) if size > 0 else b''
+      file.seek(offset)
+      return file.read(size) if size > 0 else b''
     except Exception as error:  # each kind of store has errors of its own
       raise OSError(f'{type(error).__name__}: {error}') from error
 
   def open(self):
     """A file object of its own, to be used in a `with` statement."""
     return self._path.open('rb')
+
+
+class _Handle:
+  """A file that is open as long as its thread lives."""
+
+  def __init__(self, opener):
+    self.file = opener.__enter__()
+    weakref.finalize(self, opener.__exit__, None, None, None)

@@ -56,7 +56,7 @@ class TfRecords:
     self._parts = list(parts)
     self._stops = list(itertools.accumulate(part.take for part in parts))
     shards = {os.fspath(p.filename): p.examples_in_shard for p in parts}
-    self._places = _load_places(shards, name)
+    self._places = _load_places(dict(sorted(shards.items())), name)
 
   def __len__(self):
     return self._stops[-1]
@@ -93,7 +93,7 @@ def _load_places(shards: dict[str, int], name: str) -> dict[str, np.ndarray]:
   """int64 [records + 1] for each file: where records begin, and its end."""
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     sizes = list(pool.map(_size, shards))
-    digest = repr(sorted(zip(shards, sizes, strict=True)))
+    digest = repr(list(zip(shards, sizes, strict=True)))
     kept_at = cache.cache_file('records', name, digest=digest)
     kept = cache.read_arrays(kept_at, ('places',))
     if kept is None:

@@ -5,7 +5,8 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ class TfdsImages:
     Raises:
       ValueError: no such split, no image, another file format.
     """
-    self.name = f'{tfds_name} {split}'
+    self.name, self._tfds_name = f'{tfds_name} {split}', tfds_name
+    self._records, self._opening = None, threading.Lock()
     info = builder.info
     known = sorted(info.splits)
     try:
@@ -73,14 +75,19 @@ class TfdsImages:
   def __len__(self):
     return sum(part.take for part in self._parts)
 
-  @functools.cached_property
-  def _records(self):
-    if self._format == 'tfrecord':
-      return TfRecords(self._parts, name=self.name)
-    from array_record.python import array_record_data_source
+  def _open(self) -> Sequence[bytes]:
+    """The records of the split, opened once."""
+    with self._opening:
+      if self._records is None and self._format == 'tfrecord':
+        self._records = TfRecords(self._parts, name=self._tfds_name)
+      elif self._records is None:
+        from array_record.python import array_record_data_source
 
-    _allow_open_files(len(self._parts))
-    return array_record_data_source.ArrayRecordDataSource(self._parts)
+        _allow_open_files(len(self._parts))
+        self._records = array_record_data_source.ArrayRecordDataSource(
+          self._parts
+        )
+      return self._records
 
   def _features(self, index: int) -> Mapping[str, Any]:
     """The features of an example, not decoded."""
@@ -89,8 +96,9 @@ class TfdsImages:
 
     if not 0 <= index < len(self):
       raise IndexError(index)
+    records = self._open()
     try:
-      record = self._records[index]
+      record = records[index]
       return tf_example_pb2.Example.FromString(record).features.feature
     except OSError:
       raise
@@ -98,7 +106,18 @@ class TfdsImages:
       raise OSError(f'{type(error).__name__}: {error}') from error
 
   def read(self, index: int) -> bytes:
-    """The bytes of one image file; OSError if they cannot be read."""
+    """The bytes of one image file.
+
+    Args:
+      index: of the example.
+
+    Returns:
+      The bytes as they are stored.
+
+    Raises:
+      OSError: they cannot be read.
+      ValueError: a file is damaged as a whole.
+    """
     values = self._features(index)[self._image].bytes_list.value
     if len(values) != 1:
       raise OSError(f'the example has {len(values)} images')
@@ -138,7 +157,6 @@ class TfdsImages:
       concurrent.futures.ThreadPoolExecutor(_THREADS) as pool,
       tqdm.tqdm(desc=f'labels of {self.name}', total=len(self)) as progress,
     ):
-      self._records  # noqa: B018  once, not by every thread
       for count in pool.map(read, range(0, len(self), _CHUNK)):
         progress.update(count)
     return labels
