@@ -5,6 +5,7 @@ import signal
 import pytest
 import tiny_run
 from jobs import Job
+from PIL import Image
 
 
 @pytest.fixture(scope='module')
@@ -101,3 +102,26 @@ def test_an_error_in_one_ends_both(whole, tmp_path):
   codes = job.wait()
   assert 0 not in codes and 75 not in codes, job.err()
   assert 'error: ' in job.logs[1].read_text()
+
+
+def test_two_processes_stream_and_learn_what_one_does(tmp_path):
+  """Images of several sizes in folders, one of them broken."""
+  images = tmp_path / 'images'
+  for i in range(24):
+    path = images / f'class {i % 2}' / f'{i}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels, _ = tiny_run.images(1, seed=i)
+    Image.fromarray(pixels[0]).resize((20 + i % 3, 18)).save(path)
+  (images / 'class 0' / '4.png').write_bytes(b'broken')
+  options = [f'--config.data.data_dir={images}', '--config.steps=3']
+  options += ['--config.eval_every=0', '--config.data.max_unreadable=1.0']
+  command = tiny_run.command(tmp_path / 'two', *options, words='folder,repre')
+  job = Job(tmp_path, [command] * 2)
+  assert job.wait() == [0, 0], job.err()
+  one = tiny_run.command(tmp_path / 'one', *options, words='folder,repre')
+  assert tiny_run.call(one).returncode == 0
+  assert_close(tmp_path / 'two', tmp_path / 'one', 1e-5)
+  for step, row in tiny_run.losses(tmp_path / 'one').items():
+    assert (
+      row['replaced'] == tiny_run.losses(tmp_path / 'two')[step]['replaced']
+    )
