@@ -238,7 +238,7 @@ def _find_features(
   def pick(kind, preferred, *, but=()):
     found = [
       key
-      for key, feature in features.items()
+      for key, feature in sorted(features.items())
       if isinstance(feature, kind) and not isinstance(feature, but)
     ]
     if preferred in found or len(found) == 1:
