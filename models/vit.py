@@ -119,8 +119,9 @@ class ViT(nn.Module):
       if i in cuts:
         x = jax.lax.stop_gradient(x)
     # float32 from here on, for losses and for what probes store.
-    x = layers.layer_norm('norm')(x)
-    cls, tokens = x[:, 0], x[:, 1:]
+    # Normed apart, so that whoever reads one does not pay for the other.
+    norm = layers.layer_norm('norm')
+    cls, tokens = norm(x[:, 0]), norm(x[:, 1:])
     return Features(
       levels=tuple(levels),
       tokens=tokens,
