@@ -71,7 +71,9 @@ def make(config: ml_collections.ConfigDict, **fields: Any) -> Method:
   Returns:
     The method, with schedules of `TOTAL_STEPS`.
   """
-  encoder = config.encoder.to_dict()
+  encoder = dict(
+    in_channels=1 if config.data.get('gray') else 3, **config.encoder.to_dict()
+  )
   rate = config.optim.base_lr * config.batch_size / 256
   return make_method(
     make_encoder(

@@ -26,9 +26,15 @@ from absl import flags
 
 from benchmarks import machine
 
-CONFIG = flags.DEFINE_string('config', 'configs/quickstart.py', 'For main.py.')
-IMPORTS = flags.DEFINE_bool('imports', False, 'Also time the imports.')
-OUT = flags.DEFINE_string('out', 'startup.jsonl', 'JSON lines are added here.')
+FLAGS = flags.FlagValues()  # of its own, as in `benchmarks.step`
+OWN = dict(flag_values=FLAGS)
+CONFIG = flags.DEFINE_string(
+  'config', 'configs/quickstart.py', 'For main.py.', **OWN
+)
+IMPORTS = flags.DEFINE_bool('imports', False, 'Time the imports.', **OWN)
+OUT = flags.DEFINE_string(
+  'out', 'startup.jsonl', 'JSON lines are added here.', **OWN
+)
 
 MAIN = pathlib.Path(__file__).resolve().parent.parent / 'main.py'
 FIRST_STEP = re.compile(r'first step after ([\d.]+) s')
@@ -162,4 +168,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  main(flags.FLAGS(sys.argv, known_only=True))
+  if '--help' in sys.argv:
+    sys.exit(f'{__doc__}\n{FLAGS.get_help()}')
+  main(FLAGS(sys.argv, known_only=True))

@@ -33,30 +33,47 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from benchmarks import build, costs, machine, peer
 
+# Flags of its own: `main.py` and other benchmarks have some of the same names.
+FLAGS = flags.FlagValues()
+OWN = dict(flag_values=FLAGS)
 CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'FILE.py:words', lock_config=True
+  'config', None, 'FILE.py:words', lock_config=True, **OWN
 )
-ALL = flags.DEFINE_bool('all', False, 'Tabulate costs from shapes alone.')
-METHODS = flags.DEFINE_list('methods', None, '--all: only these.')
-ENCODERS = flags.DEFINE_list('encoders', None, '--all: only these words.')
-COMPILE = flags.DEFINE_bool('compile', False, '--all: compile, for memory.')
-BATCH_SIZE = flags.DEFINE_integer('batch_size', None, "The config's if unset.")
-DTYPE = flags.DEFINE_string('dtype', None, "The config's if unset.")
-INPUT = flags.DEFINE_enum('input', 'resident', build.INPUTS, 'See above.')
-STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of each variant.')
+ALL = flags.DEFINE_bool('all', False, 'Costs from shapes alone.', **OWN)
+METHODS = flags.DEFINE_list('methods', None, '--all: only these.', **OWN)
+ENCODERS = flags.DEFINE_list('encoders', None, '--all: only these.', **OWN)
+COMPILE = flags.DEFINE_bool('compile', False, '--all: compile too.', **OWN)
+BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', None, "The config's if unset; 8 for --all.", **OWN
+)
+DTYPE = flags.DEFINE_string('dtype', None, "The config's if unset.", **OWN)
+INPUT = flags.DEFINE_enum(
+  'input', 'resident', build.INPUTS, 'What a step begins with.', **OWN
+)
+STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of each variant.', **OWN)
 BLOCK = flags.DEFINE_integer(
-  'block', None, 'Steps between two looks at the clock; 1 on CPUs, else 10.'
+  'block', None, 'Steps per look at the clock: 1 on CPUs, else 10.', **OWN
 )
-PEER = flags.DEFINE_enum('peer', None, sorted(peer.SIZES), 'Sizes to match.')
-PEER_PYTHON = flags.DEFINE_string('peer_python', None, 'Has PyTorch.')
-PEER_SCRIPT = flags.DEFINE_string('peer_script', None, 'The PyTorch step.')
-ROUNDS = flags.DEFINE_integer('rounds', 3, '--peer: how often each side runs.')
-OUT = flags.DEFINE_string('out', 'step.jsonl', 'JSON lines are added here.')
+PEER = flags.DEFINE_enum(
+  'peer', None, sorted(peer.SIZES), 'Sizes to match.', **OWN
+)
+PEER_PYTHON = flags.DEFINE_string(
+  'peer_python', None, 'An interpreter with PyTorch.', **OWN
+)
+PEER_SCRIPT = flags.DEFINE_string(
+  'peer_script', None, 'The PyTorch step.', **OWN
+)
+ROUNDS = flags.DEFINE_integer(
+  'rounds', 3, '--peer: how often each side runs.', **OWN
+)
+OUT = flags.DEFINE_string(
+  'out', 'step.jsonl', 'JSON lines are added here.', **OWN
+)
 
 WARMUP = 2
 COLUMNS = dict(
@@ -240,9 +257,19 @@ def describe(row: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Measures what the flags say."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected words {argv[1:]}: options begin with --')
+  """Measures what the flags say.
+
+  Args:
+    argv: of the process; `--config.FIELD=` are read from `sys.argv`.
+
+  Raises:
+    flags.Error: unknown flags, or none that says what to do.
+  """
+  if '--help' in argv:
+    print(__doc__, FLAGS.get_help(), sep='\n')
+    return
+  if words := FLAGS(argv)[1:]:
+    raise flags.Error(f'unexpected words {words}: options begin with --')
   # What compiling takes is part of the answer.
   jax.config.update('jax_enable_compilation_cache', False)
   if ALL.value:
@@ -278,7 +305,7 @@ def main(argv: Sequence[str]) -> None:
       f'{first["batch_size"]}, {first["dtype"]}, input {first["input"]}'
     )
   else:
-    raise app.UsageError('give --config=FILE.py:words, --all or --peer=SIZES')
+    raise flags.Error('give --config=FILE.py:words, --all or --peer=SIZES')
   print(f'{describe(rows[0])}\n\n{machine.table(rows, columns)}')
   if any(row.get('disturbed') for row in rows):
     print('\nOther processes computed meanwhile: discard.', file=sys.stderr)
@@ -286,4 +313,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  logging.set_verbosity(logging.WARNING)
+  try:
+    main(sys.argv)
+  except (flags.Error, ValueError, RuntimeError) as error:
+    sys.exit(f'error: {error}')

@@ -101,7 +101,8 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_batch(config):
 def test_the_table_has_every_method_and_encoder():
   (row,) = costs.tabulate(methods=['moco_v3'], encoders=['vit_mini4'])
   assert row['method'] == 'moco_v3' and row['encoder'] == 'vit_mini4'
-  assert 1 < row['overhead'] < 1.05
+  # 4 % holds for Ti, S and B (tests/pretrain/test_cost.py), not for mini.
+  assert 1 < row['overhead'] < 1.08
   assert row['gflops_repre'] > row['gflops'] > 0
   line = machine.table([row], costs.COLUMNS).splitlines()[-1]
   assert line.startswith('| moco_v3 | vit_mini4 |')
