@@ -45,7 +45,7 @@ class ViT(nn.Module):
     drop_path: rate of stochastic depth in the last block; linear from 0.
     remat: recompute each block in the backward pass to save memory.
     dtype: 'float32' or 'bfloat16': products and residual stream.
-    attention_impl: 'auto', 'einsum', 'xla' or 'cudnn'; see `layers.Attention`.
+    attention_impl: 'auto', 'einsum', 'xla' or 'cudnn'; see `Attention`.
     mean: per-channel image mean, or one number for all; None is ImageNet's for
       three channels and 0.5 otherwise.
     std: the same for the standard deviation.
@@ -119,8 +119,9 @@ class ViT(nn.Module):
       if i in cuts:
         x = jax.lax.stop_gradient(x)
     # float32 from here on, for losses and for what probes store.
-    x = layers.layer_norm('norm')(x)
-    cls, tokens = x[:, 0], x[:, 1:]
+    # Normed apart, so that whoever reads one does not pay for the other.
+    norm = layers.layer_norm('norm')
+    cls, tokens = norm(x[:, 0]), norm(x[:, 1:])
     return Features(
       levels=tuple(levels),
       tokens=tokens,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from models.layers import Attention, BatchNorm, drop_branch, drop_path_rates
+from models.attention import Attention, attend, attention_weights
+from models.layers import BatchNorm, drop_branch, drop_path_rates, gelu
 
 
 def normal(*shape, seed=0):
@@ -75,6 +76,48 @@ def test_attention_implementation_is_the_one_asked_for(
     layer.copy(with_map=True).init, jax.random.key(0), normal(1, 3, 8)
   )
   assert seen == called
+
+
+def test_gradient_of_attention_is_that_of_its_definition():
+  """The one written out against what differentiation makes of the forward."""
+  q, k, v, dy = (normal(2, 3, 7, 4, seed=i) for i in range(4))
+
+  def plain(q, k, v):
+    return jnp.einsum('bhnm,bhme->bhne', attention_weights(q, k), v)
+
+  want, pull = jax.vjp(plain, q, k, v)
+  got, pull_ours = jax.vjp(attend, q, k, v)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  for ours, theirs in zip(pull_ours(dy), pull(dy), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+def test_attention_keeps_the_dtype_of_half_precision():
+  half = [normal(2, 3, 7, 4, seed=i).astype(jnp.bfloat16) for i in range(4)]
+  wide = [x.astype(jnp.float32) for x in half]
+  y, pull = jax.vjp(attend, *half[:3])
+  want, pull_wide = jax.vjp(attend, *wide[:3])
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_allclose(y.astype(jnp.float32), want, atol=0.02)
+  for ours, theirs in zip(pull(half[3]), pull_wide(wide[3]), strict=True):
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=0.05)
+
+
+def test_gelu_and_its_gradient_are_exact():
+  x = jnp.concatenate([jnp.linspace(-12, 12, 4001), jnp.array([0.0, 1e-20])])
+  want, pull = jax.vjp(lambda x: nn.gelu(x, approximate=False), x)
+  got, pull_ours = jax.vjp(gelu, x)
+  np.testing.assert_allclose(got, want, atol=5e-7)
+  ones = jnp.ones_like(x)
+  np.testing.assert_allclose(pull_ours(ones)[0], pull(ones)[0], atol=5e-7)
+
+
+def test_gelu_of_half_precision_is_rounded_once():
+  x = jnp.linspace(-6, 6, 301).astype(jnp.bfloat16)
+  got, pull = jax.vjp(gelu, x)
+  assert got.dtype == pull(x)[0].dtype == jnp.bfloat16
+  assert (got == gelu(x.astype(jnp.float32)).astype(jnp.bfloat16)).all()
 
 
 def test_drop_branch_keeps_the_mean_and_drops_whole_examples():

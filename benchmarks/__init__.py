@@ -1,0 +1,1 @@
+"""Speed and cost, one command each."""
