@@ -11,9 +11,9 @@ they can be compared:
 
   moco_v3, mae, dino, local   uint8 crops by `stream.py`: two of 224 px; one of
                               224; two of 224 and eight of 96; one of 96
-  ..., fused / ..., once      the two ways to decode
-  moco_v3, threads            the same work by a thread pool, without tf.data
-  moco_v3, whole chain        colours and blur too, on this machine's device
+  ... fused, ... once         the two ways to decode
+  moco_v3 threads             the same work by a thread pool, without tf.data
+  moco_v3 whole chain         colours and blur too, on this machine's device
   resident                    128-px images on the device: crop, colours, blur
   PyTorch                     `SCRIPT input --recipe moco_v3|dino --images DIR`,
                               the whole chain, where an interpreter is named
@@ -101,8 +101,10 @@ def photo_jpegs(folder: pathlib.Path, count: int = 200) -> None:
     photo = photos[i % len(photos)]
     width = int(rng.uniform(0.6, 1) * min(photo.width, photo.height * 4 / 3))
     height = width * 3 // 4
-    x, y = (rng.integers(room + 1) for room in
-            (photo.width - width, photo.height - height))
+    x, y = (
+      rng.integers(room + 1)
+      for room in (photo.width - width, photo.height - height)
+    )
     part = photo.crop((x, y, x + width, y + height))
     part = part.resize((500, 375), Image.Resampling.BICUBIC)
     part.save(folder / f'{i:04}.jpg', quality=92)
@@ -134,7 +136,9 @@ def threads(source: Source, recipe: str) -> Iterator:
   )
 
   def load(index, draws, row, out):
-    for array, crop in zip(out, cropper(source.read(index), draws), strict=True):
+    for array, crop in zip(
+      out, cropper(source.read(index), draws), strict=True
+    ):
       array[row] = crop
 
   def submit(pool, step):
@@ -161,7 +165,9 @@ def rendered(feed: Resident | Stream) -> Iterator:
   render = jax.jit(feed.render)
   try:
     for step in itertools.count():
-      yield jax.block_until_ready(render(feed.batch(step), jax.random.key(step)))
+      yield jax.block_until_ready(
+        render(feed.batch(step), jax.random.key(step))
+      )
   finally:
     feed.close()
 
@@ -174,11 +180,11 @@ def make_rows(source: Source, small: Arrays) -> Mapping[str, Any]:
   }
   for recipe in RECIPES:
     for word, fused in (('once', False), ('fused', True)):
-      rows[f'{recipe}, {word}'] = functools.partial(
+      rows[f'{recipe} {word}'] = functools.partial(
         streamed, source, recipe, fused
       )
-  rows['moco_v3, threads'] = functools.partial(threads, source, 'moco_v3')
-  rows['moco_v3, whole chain'] = lambda: rendered(_stream(source, 'moco_v3'))
+  rows['moco_v3 threads'] = functools.partial(threads, source, 'moco_v3')
+  rows['moco_v3 whole chain'] = lambda: rendered(_stream(source, 'moco_v3'))
   rows['resident'] = lambda: rendered(
     Resident(small, moco_v3(112), batch_size=BATCH_SIZE.value, seed=0)
   )
@@ -218,11 +224,13 @@ def run(images: str) -> list[dict[str, Any]]:
   """All rows in turn, round after round."""
   source = from_folder(data_dir=images, split='all', labels='none')
   small = to_arrays(source, channels=3, size=128)
-  rows = {name: functools.partial(measure, b) for name, b in
-          make_rows(source, small).items()}
+  rows = {
+    name: functools.partial(measure, b)
+    for name, b in make_rows(source, small).items()
+  }
   if PEER_PYTHON.value:
     for recipe in ('moco_v3', 'dino'):
-      name = f'PyTorch, {recipe}, whole chain'
+      name = f'PyTorch {recipe} whole chain'
       rows[name] = functools.partial(peer, recipe, images)
   found = {name: [] for name in rows}
   loads = {name: [] for name in rows}

@@ -89,7 +89,7 @@ def from_photos(
       f'photos: tile and stride must be at least 1, got {tile} and {stride}'
     )
   files = COLOR + GRAY if gray else COLOR
-  photos = [_read(file, 'L' if gray else 'RGB') for file in files]
+  photos = [open_photo(file, 'L' if gray else 'RGB') for file in files]
   # Two tiles side by side and the gap, one above the other.
   largest = min(min((p.width - GAP) // 2, p.height) for p in photos)
   if tile > largest:
@@ -134,7 +134,7 @@ def whole_photos(*, size: int, tile: int, gray: bool) -> np.ndarray:
   Raises:
     ValueError: the tile is larger than a photograph.
   """
-  photos = [_read(file, 'L' if gray else 'RGB') for file in SHOWN]
+  photos = [open_photo(file, 'L' if gray else 'RGB') for file in SHOWN]
   n = min(min(photo.size) for photo in photos) // tile
   if n < 1:
     raise ValueError(f'photos: tile {tile} is larger than a photograph')
@@ -177,8 +177,19 @@ def _standardize(images: np.ndarray) -> np.ndarray:
   return np.clip(np.round(x + 128), 0, 255).astype(np.uint8)
 
 
-def _read(file: str, mode: str) -> Image.Image:
-  """Opens a photograph of a package without importing the package."""
+def open_photo(file: str, mode: str) -> Image.Image:
+  """Opens a photograph of a package without importing the package.
+
+  Args:
+    file: path that begins with the package, as in `COLOR`.
+    mode: Pillow's, 'RGB' or 'L'.
+
+  Returns:
+    The photograph.
+
+  Raises:
+    ImportError: the package is missing.
+  """
   package, _, path = file.partition('/')
   spec = importlib.util.find_spec(package)
   if spec is None:

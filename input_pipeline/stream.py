@@ -322,4 +322,4 @@ class _Background:
   def close(self) -> None:
     """Ends the thread, after the item it is making."""
     self._stop.set()
-    self._thread.join()
+    self._thread.join(timeout=10)  # storage may not answer for long
