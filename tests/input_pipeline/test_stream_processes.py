@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from training import cluster, sharding
 cluster.initialize()
-from input_pipeline.test_stream_processes import STEPS, open_stream
+from test_stream_processes import STEPS, open_stream
 folder, out = sys.argv[1:]
 rows = sharding.over_batch(sharding.make_mesh())
 feed = open_stream(folder, sharding=rows)
