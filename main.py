@@ -74,6 +74,7 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
   mesh = sharding.make_mesh(config.fsdp)
   sharding.check_batch(config.batch_size, mesh, config.chunks)
   train, test = feed.open_sources(config.data)
+  distributed.check_equal(feed.digest(train), 'the list of training images')
   size = config.data.image_size
   views = {n: View(**{'size': size, **v}) for n, v in config.views.items()}
   data, how = feed.make_feed(

@@ -18,12 +18,15 @@ class Arrays:
     images: uint8 [n, h, w, c], n at least 1.
     labels: int32 [n] within 0..len(classes)-1, or None.
     classes: names of the labels; empty without labels.
+    replaced: bool [n], where another image has taken the place of one that
+      cannot be read; None where there is no such place.
   """
 
   name: str
   images: np.ndarray
   labels: np.ndarray | None = None
   classes: tuple[str, ...] = ()
+  replaced: np.ndarray | None = None
 
   cache_key = None
 

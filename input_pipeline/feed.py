@@ -1,9 +1,11 @@
 """From a config's `data` to what feeds the training."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from input_pipeline import folder, mode
 from input_pipeline.arrays import Arrays
@@ -14,6 +16,7 @@ from input_pipeline.sources import load
 from input_pipeline.stream import Stream
 from input_pipeline.views import View
 
+NAMES = 16  # of images, compared between hosts
 # Fields of `config.data` that are not the source's.
 OURS = (
   'name',
@@ -74,6 +77,12 @@ def channels_of(config: Any, source: Source) -> int:
       f'{source.channels}; leave it out'
     )
   return source.channels
+
+
+def digest(source: Source) -> tuple[int, tuple[str, ...]]:
+  """What hosts with the same files agree on: how many, and some names."""
+  rows = np.linspace(0, len(source) - 1, NAMES).astype(int).tolist()
+  return len(source), tuple(os.path.basename(source.where(i)) for i in rows)
 
 
 def make_feed(

@@ -63,13 +63,18 @@ def to_arrays(
         classes=tuple(map(str, kept['classes'])),
       )
   images, unreadable = _decode_all(source, channels, size, workers)
-  labels = source.labels
+  labels, replaced = source.labels, None
   if unreadable:
     rows = _replacements(len(source), unreadable)
     images[unreadable] = images[rows[unreadable]]
     labels = None if labels is None else labels[rows]
+    replaced = rows != np.arange(len(source))
   arrays = Arrays(
-    name=source.name, images=images, labels=labels, classes=source.classes
+    name=source.name,
+    images=images,
+    labels=labels,
+    classes=source.classes,
+    replaced=replaced,
   )
   # What could not be read may be readable another time.
   if kept_at is not None and not unreadable:

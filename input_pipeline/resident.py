@@ -66,6 +66,9 @@ class Resident:
     }
     if arrays.labels is not None:
       self._constant['labels'] = _put(arrays.labels, data_sharding)
+    if arrays.replaced is not None:
+      replaced = arrays.replaced.astype(np.int32)
+      self._constant['replaced'] = _put(replaced, data_sharding)
 
   @property
   def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -97,8 +100,8 @@ class Resident:
 
     Returns:
       'index' int32 [b] and 'row' int32 [b] (place in the global batch), both
-      sharded; 'images' uint8 [n, h, w, c] and, if there are any, 'labels' int32
-      [n]: the whole data set, by reference.
+      sharded; 'images' uint8 [n, h, w, c] and, if there are any, 'labels' and
+      'replaced' int32 [n]: the whole data set, by reference.
     """
     index = _put(self.indices(step).astype(np.int32), self._batch_sharding)
     return self._constant | {'index': index}
@@ -119,14 +122,19 @@ class Resident:
       rng: typed PRNG key of the step.
 
     Returns:
-      Each view by name, float32 [b, *size, c] in [0, 1]; 'index' int32 [b]; and
-      'label' int32 [b] if there are labels.
+      Each view by name, float32 [b, *size, c] in [0, 1]; 'index' int32 [b]; if
+      there are any, 'label' and 'replaced' (1 for another image than the one
+      meant, which cannot be read) int32 [b].
     """
     index, row = batch['index'], batch['row']
     images = batch['images'].at[index].get(mode='promise_in_bounds')
     out = {'index': index}
     if 'labels' in batch:
       out['label'] = batch['labels'].at[index].get(mode='promise_in_bounds')
+    if 'replaced' in batch:
+      out['replaced'] = (
+        batch['replaced'].at[index].get(mode='promise_in_bounds')
+      )
     for number, (name, view) in enumerate(self.views.items()):
       out[name] = augment(images, view, row_keys(rng, number, row))
     return out

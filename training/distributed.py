@@ -40,6 +40,25 @@ def gather(value: Any) -> list[Any]:
   ]
 
 
+def check_equal(value: Any, what: str) -> None:
+  """Whether all processes have the same plain value.
+
+  Args:
+    value: what this process has.
+    what: names it in the message.
+
+  Raises:
+    ValueError: on every process, where one differs from process 0.
+  """
+  values = gather(value)
+  other = [i for i, there in enumerate(values) if there != values[0]]
+  if other:
+    raise ValueError(
+      f'{what} differs between processes: {values[0]} on process 0, '
+      f'{values[other[0]]} on process {other[0]}'
+    )
+
+
 def _round_up(size: int) -> int:
   """To a power of two: every other length would compile another program."""
   return 1 << max(10, (size - 1).bit_length())

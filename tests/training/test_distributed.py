@@ -47,6 +47,17 @@ for error in (ValueError('one line'), OddError('one ', 'line')):
   else:
     raise AssertionError('nothing was raised')
 
+distributed.check_equal([1, 'a'], 'nothing')
+try:
+  distributed.check_equal([1, 'b' if last else 'a'], 'the list')
+except ValueError as error:
+  assert "the list differs between processes: [1, 'a'] on process 0" in str(
+    error
+  )
+  assert "[1, 'b'] on process 2" in str(error)
+else:
+  raise AssertionError('nothing was raised')
+
 wanted = False
 leave = distributed.Agreement(sharding.make_mesh(), lambda: wanted)
 assert not leave.now() and not leave.after_step()
