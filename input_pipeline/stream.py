@@ -6,8 +6,6 @@ function of (seed, step): threads, processes and restarts change nothing.
 """
 
 import os
-import queue
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -16,6 +14,7 @@ from absl import logging
 
 from input_pipeline import order
 from input_pipeline.augment import photometric, row_keys
+from input_pipeline.background import Background
 from input_pipeline.decode import UnreadableError
 from input_pipeline.host_crop import DRAWS, Cropper
 from input_pipeline.rows import LocalRows
@@ -132,7 +131,7 @@ class Stream:
     """
     if self._background is None or step != self._next:
       self.close()
-      self._background = _Background(
+      self._background = Background(
         map(self._rows.put, self.host_batches(step)), self._prefetch
       )
     self._next = step + 1
@@ -283,43 +282,3 @@ def _decode_part(data: bytes, box: Sequence[int], channels: int) -> np.ndarray:
     ).numpy()
   except tf.errors.OpError as error:
     raise UnreadableError(' '.join(error.message.split())[:200]) from error
-
-
-class _Background:
-  """An iterator that a thread runs ahead of."""
-
-  def __init__(self, items: Iterator, ahead: int):
-    self._queue = queue.Queue(maxsize=ahead)
-    self._stop = threading.Event()
-    self._thread = threading.Thread(
-      target=self._run, args=(items,), name='input', daemon=True
-    )
-    self._thread.start()
-
-  def _run(self, items):
-    try:
-      for item in items:
-        if not self._offer((item, None)):
-          return
-    except BaseException as error:
-      self._offer((None, error))
-
-  def _offer(self, entry) -> bool:
-    while not self._stop.is_set():
-      try:
-        self._queue.put(entry, timeout=0.1)
-        return True
-      except queue.Full:
-        pass
-    return False
-
-  def __next__(self):
-    item, error = self._queue.get()
-    if error is not None:
-      raise error
-    return item
-
-  def close(self) -> None:
-    """Ends the thread, after the item it is making."""
-    self._stop.set()
-    self._thread.join(timeout=10)  # storage may not answer for long
