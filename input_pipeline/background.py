@@ -16,7 +16,7 @@ class Background:
 
   def __init__(self, items: Iterator, ahead: int):
     self._queue = queue.Queue(maxsize=ahead)
-    self._stop = threading.Event()
+    self._stop, self._error = threading.Event(), None
     self._thread = threading.Thread(
       target=self._run, args=(items,), name='input', daemon=True
     )
@@ -27,7 +27,8 @@ class Background:
       for item in items:
         if not self._offer((item, None)):
           return
-    except BaseException as error:
+      self._offer((None, StopIteration()))
+    except BaseException as error:  # it is the caller's
       self._offer((None, error))
 
   def _offer(self, entry) -> bool:
@@ -40,9 +41,10 @@ class Background:
     return False
 
   def __next__(self) -> Any:
-    item, error = self._queue.get()
-    if error is not None:
-      raise error
+    if self._error is None:
+      item, self._error = self._queue.get()
+    if self._error is not None:
+      raise self._error
     return item
 
   def close(self) -> None:
