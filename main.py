@@ -28,6 +28,7 @@ from input_pipeline.eval_batches import eval_batches
 from input_pipeline.photos import whole_photos
 from input_pipeline.resident import Resident
 from input_pipeline.source import Source
+from input_pipeline.unreadable import Unreadable
 from input_pipeline.views import View
 from models import make_encoder
 from pretrain import collapse
@@ -47,7 +48,7 @@ from training.protocols import Method
 from training.step import Run
 from training.warm_start import load_params
 from transfer.check_data import check_data
-from transfer.knn import online_knn, scores_line
+from transfer.online_knn import online_knn, scores_line
 
 FIGURE_ROWS = 8
 CONFIG = config_flags.DEFINE_config_file(
@@ -74,7 +75,8 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
   mesh = sharding.make_mesh(config.fsdp)
   sharding.check_batch(config.batch_size, mesh, config.chunks)
   train, test = feed.open_sources(config.data)
-  distributed.check_equal(feed.digest(train), 'the list of training images')
+  known_by = feed.fingerprint(train)
+  distributed.check_equal(known_by, 'the list of training images')
   size = config.data.image_size
   views = {n: View(**{'size': size, **v}) for n, v in config.views.items()}
   data, how = feed.make_feed(
@@ -123,7 +125,8 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
       ),
       figures=in_windows(method.figures, (size, size)),
       figure_batch=dict.fromkeys(views, shown),
-      watch=functools.partial(warnings, config),
+      watch=functools.partial(warnings, Unreadable(config, len(train))),
+      data_fingerprint=known_by,
     )
   if jax.process_index() == 0:
     tell(summary, epath.Path(workdir))
@@ -136,19 +139,9 @@ TASKS: Mapping[str, Callable[[Any, str], Any]] = {
 }
 
 
-def warnings(config: Any, scalars: Mapping[str, float]) -> list[str]:
-  """What a report should warn of.
-
-  Raises:
-    ValueError: more images cannot be read than `data.max_unreadable` allows.
-  """
-  share = scalars.get('replaced', 0.0) / config.batch_size
-  if share > config.data.max_unreadable:
-    raise ValueError(
-      f'{share:.1%} of the images of the last steps cannot be read, '
-      f'config.data.max_unreadable={config.data.max_unreadable:.1%}; run '
-      '--config.task=check_data to see which'
-    )
+def warnings(unreadable: Unreadable, scalars: Mapping[str, float]) -> list[str]:
+  """What a report should warn of; raises where the run had better end."""
+  unreadable.check(scalars)
   return collapse.warnings(scalars)
 
 
@@ -224,10 +217,17 @@ def check_config(config: Any) -> None:
     'nonfinite_limit': config.nonfinite_limit,
     'knn.k': config.knn.k,
     'knn.batch_size': config.knn.batch_size,
+    'knn.bank_images': config.knn.bank_images,
+    'data.image_size': config.data.image_size,
+    'data.resident_size': config.data.resident_size,
+    'data.channels': config.data.channels,
+    'data.workers': config.data.workers,
   }
   for name, value in numbers.items():
-    if value < 1:
+    if value is not None and value < 1:
       raise ValueError(f'config.{name}={value} must be at least 1')
+  if not 0 <= (share := config.data.max_unreadable) <= 1:
+    raise ValueError(f'config.data.max_unreadable={share} must be within 0..1')
   words = {
     'task': (config.task, TASKS),
     'resume': (config.resume, ('auto', 'force')),

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from absl import logging
 
 from input_pipeline.arrays import Arrays, fit
 from input_pipeline.decode import UnreadableError, decode
 from input_pipeline.source import Source
+from input_pipeline.unreadable import tell
 
 AHEAD = 2  # batches that are decoded while one is used
 
@@ -27,7 +27,7 @@ def eval_batches(
   """Every image once, in order, in batches of equal size.
 
   Images of another size are cut to the central square and resized (see `fit`).
-  One that cannot be read is black, and named in the log.
+  One that cannot be read is black and named in the log.
 
   Args:
     source: the data set.
@@ -39,9 +39,10 @@ def eval_batches(
       for all.
 
   Yields:
-    'images' uint8 [len(rows), size, size, c]; of the whole batch 'index' int32
-    [b], 'valid' bool [b] (False marks padding) and, if there are labels,
-    'label' int32 [b].
+    'images' uint8 [len(rows), size, size, c] and 'readable' bool [len(rows)]
+    (False for another image than the one meant, or none); of the whole batch
+    'index' int32 [b], 'valid' bool [b] (False marks padding) and, if there are
+    labels, 'label' int32 [b].
 
   Raises:
     ValueError: `batch_size` or `size` is below 1.
@@ -61,18 +62,22 @@ def eval_batches(
     batch = dict(index=index.astype(np.int32), valid=valid)
     if source.labels is not None:
       batch['label'] = np.where(valid, source.labels[index], 0).astype(np.int32)
-    mine = rows[valid[rows]]
+    mine = index[rows[valid[rows]]]
     if isinstance(source, Arrays):
-      images = [fit(source.images[index[mine]], size)]
+      images = [fit(source.images[mine], size)]
+      replaced = source.replaced
+      readable = np.ones(len(mine), bool)
+      readable = readable if replaced is None else ~replaced[mine]
+      found = zip(images, [readable], strict=True)
     else:
-      images = pool.map(
-        lambda i: _read(source, int(i), size, channels), index[mine]
-      )
-    return batch, images, len(rows) - len(mine)
+      found = pool.map(lambda i: _read(source, int(i), size, channels), mine)
+    return batch, found, len(rows) - len(mine)
 
-  def finish(batch, images, missing):
-    images = [*images, np.zeros((missing, size, size, channels), np.uint8)]
-    return dict(batch, images=np.concatenate(images))
+  def finish(batch, found, missing):
+    blank = np.zeros((missing, size, size, channels), np.uint8)
+    found = [*found, (blank, np.ones(missing, bool))]
+    images, readable = map(np.concatenate, zip(*found, strict=True))
+    return dict(batch, images=images, readable=readable)
 
   waiting = collections.deque()
   with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -84,14 +89,13 @@ def eval_batches(
       yield finish(*waiting.popleft())
 
 
-def _read(source: Source, index: int, size: int, channels: int) -> np.ndarray:
-  """uint8 [1, size, size, c]."""
+def _read(
+  source: Source, index: int, size: int, channels: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """uint8 [1, size, size, c], and whether it is the image."""
   try:
-    return fit(decode(source.read(index), channels)[None], size)
+    image = fit(decode(source.read(index), channels)[None], size)
+    return image, np.ones(1, bool)
   except (OSError, UnreadableError) as error:
-    logging.warning(
-      '%r cannot be read (%s); black in this evaluation',
-      source.where(index),
-      error,
-    )
-    return np.zeros((1, size, size, channels), np.uint8)
+    tell(source, index, error)
+    return np.zeros((1, size, size, channels), np.uint8), np.zeros(1, bool)

@@ -1,5 +1,6 @@
 """From a config's `data` to what feeds the training."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from input_pipeline.sources import load
 from input_pipeline.stream import Stream
 from input_pipeline.views import View
 
-NAMES = 16  # of images, compared between hosts
+NAMES = 1024  # of images, looked at by `fingerprint`
 # Fields of `config.data` that are not the source's.
 OURS = (
   'name',
@@ -70,7 +71,7 @@ def channels_of(config: Any, source: Source) -> int:
     ValueError: both are given and differ.
   """
   if source.channels is None:
-    return config.channels or 3
+    return 3 if config.channels is None else config.channels
   if config.channels not in (None, source.channels):
     raise ValueError(
       f'config.data.channels={config.channels}, but {source.name} has '
@@ -79,10 +80,30 @@ def channels_of(config: Any, source: Source) -> int:
   return source.channels
 
 
-def digest(source: Source) -> tuple[int, tuple[str, ...]]:
-  """What hosts with the same files agree on: how many, and some names."""
-  rows = np.linspace(0, len(source) - 1, NAMES).astype(int).tolist()
-  return len(source), tuple(os.path.basename(source.where(i)) for i in rows)
+def fingerprint(source: Source) -> str:
+  """What a data set is known by when a run continues, and to other hosts.
+
+  Made of the number of images, names of some of them, all labels and classes
+  and, where images are in memory, pixels of a few. Where files are, and what
+  is in them, does not count.
+
+  Args:
+    source: the data set.
+
+  Returns:
+    '1,234 images, 0123456789abcdef'.
+  """
+  rows = np.linspace(0, len(source) - 1, min(len(source), NAMES)).astype(int)
+  content = hashlib.sha256()
+  if isinstance(source, Arrays):
+    content.update(source.images[rows[:: NAMES // 16]].tobytes())
+  else:
+    names = [os.path.basename(source.where(i)) for i in rows.tolist()]
+    content.update(repr(names).encode())
+  content.update(repr(source.classes).encode())
+  if source.labels is not None:
+    content.update(source.labels.astype('<i4').tobytes())
+  return f'{len(source):,} images, {content.hexdigest()[:16]}'
 
 
 def make_feed(

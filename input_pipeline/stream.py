@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-from absl import logging
 
 from input_pipeline import order
 from input_pipeline.augment import photometric, row_keys
@@ -19,6 +18,7 @@ from input_pipeline.decode import UnreadableError
 from input_pipeline.host_crop import DRAWS, Cropper
 from input_pipeline.rows import LocalRows
 from input_pipeline.source import Source
+from input_pipeline.unreadable import tell
 from input_pipeline.views import View, check_views
 
 # Decoding only what a crop needs, once per view, beats decoding the image once
@@ -86,7 +86,6 @@ class Stream:
     self._rows = LocalRows(batch_size, sharding)
     self._fused = len(views) <= FUSED_VIEWS if fused is None else fused
     self._background, self._next = None, None
-    self._told = set()
     shapes = {
       name: ((*view.size, channels), np.uint8)
       for name, view in self.views.items()
@@ -246,20 +245,12 @@ class Stream:
         return cropper(self.source.read(found), draws), found
       except (OSError, UnreadableError) as error:
         last = error
-        self._tell(found, error)
+        tell(self.source, found, error)
     raise UnreadableError(
       f'{self.source.name}: {more + 1} images in a row cannot be read, from '
-      f'{self.source.where(index)!r} to {self.source.where(found)!r}: {last}'
+      f'{self.source.where(index)!r} to {self.source.where(found)!r}: {last}; '
+      'run --config.task=check_data to see what is there'
     )
-
-  def _tell(self, index: int, error: Exception) -> None:
-    if index not in self._told:
-      self._told.add(index)
-      logging.warning(
-        '%r cannot be read (%s); the next image takes its place',
-        self.source.where(index),
-        error,
-      )
 
 
 def _tensorflow():

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import zipfile
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 import main
 from input_pipeline.stream import Stream
+from training.workdir import WorkdirError
 
 COUNT = tiny_run.TRAIN
 
@@ -100,7 +102,7 @@ def test_corrupt_images_are_counted(mode, tmp_path, caplog):
 
 def test_too_many_corrupt_images_stop_the_run(tmp_path):
   write(tmp_path / 'images', broken=range(0, COUNT, 4))
-  with pytest.raises(ValueError, match='cannot be read, config.data.max_unr'):
+  with pytest.raises(ValueError, match='could not be read, more than conf'):
     train(tmp_path / 'run', tmp_path / 'images', data__max_unreadable=0.1)
 
 
@@ -151,3 +153,13 @@ def test_check_data_tells_and_draws(images, tmp_path, monkeypatch):
   sheet = Image.open(tmp_path / 'images' / 'views.png')
   assert min(sheet.size) > 128
   assert np.asarray(sheet).std() > 10
+
+
+def test_other_data_do_not_continue_a_run(tmp_path):
+  folder, workdir = write(tmp_path / 'images'), tmp_path / 'run'
+  train(workdir, folder, eval_every=0)
+  image = next((folder / 'train' / 'class 1').iterdir())
+  shutil.copy(image, image.with_name('more.png'))
+  with pytest.raises(WorkdirError, match='48 images, .*; now 49 images, '):
+    train(workdir, folder, eval_every=0)
+  train(workdir, folder, eval_every=0, resume='force')

@@ -150,7 +150,7 @@ sys.argv[1:3] = []
 
 import main
 from input_pipeline.resident import Resident
-from transfer.knn import Knn
+from transfer.online_knn import Knn
 
 def die(now=True):
   if now:

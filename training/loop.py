@@ -47,6 +47,7 @@ def train(
   figures: Callable[..., dict[str, Figure]] | None = None,
   figure_batch: Any = None,
   watch: Callable[[Mapping[str, float]], list[str]] = lambda _: [],
+  data_fingerprint: str | None = None,
 ) -> dict[str, float]:
   """Trains to the end, from wherever the workdir stands.
 
@@ -57,7 +58,8 @@ def train(
     evaluators: run first, every `config.eval_every` steps and at the end.
     figures: (params, method_state, figure_batch) -> figures by name, or None.
     figure_batch: views by name.
-    watch: turns a report into warnings in words.
+    watch: turns a report into warnings in words; may raise to end the run.
+    data_fingerprint: kept in checkpoints; other data do not continue a run.
 
   Returns:
     The summary, as written to summary.json.
@@ -76,7 +78,7 @@ def train(
     cleanup.enter_context(guard)
     saved = Checkpoints(workdir, keep=config.keep_checkpoints)
     cleanup.callback(saved.close)  # whatever happens: waits for what is written
-    state, meta = _where_it_stands(run, workdir, saved)
+    state, meta = _where_it_stands(run, workdir, saved, data_fingerprint)
     start, began = meta['step'], began - meta['seconds']
     reporter = metrics.Reporter(
       workdir, start=start, total=total, batch_size=config.batch_size
@@ -93,6 +95,7 @@ def train(
         reporter.flush()  # a checkpoint vouches for the reports before it
         seconds = time.time() - began
         meta = dict(seconds=seconds, pending=_plain(history))
+        meta |= dict(data=data_fingerprint)
         saved.save(state, step=step, meta=meta)
 
     stop.begin()
@@ -121,12 +124,13 @@ def train(
     return _finish(workdir, reporter, time.time() - began, total)
 
 
-def _where_it_stands(run, workdir, saved):
+def _where_it_stands(run, workdir, saved, data):
   """(state, meta) of the newest checkpoint, or of step 0."""
   if saved.steps():
     workdirs.check_config(workdir, run.config)
   fresh = dict(step=0, seconds=0.0, pending=[])
   found = saved.restore(run.like) or (run.init(), fresh)
+  workdirs.check_data(workdir, run.config, found[1].get('data'), data)
   workdirs.record(workdir, run.config)
   return found
 

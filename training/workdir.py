@@ -157,6 +157,31 @@ def _check_config(workdir: epath.Path, config: Any) -> None:
     logging.warning('resumed with another config: %s', '; '.join(changed))
 
 
+def check_data(
+  workdir: epath.Path, config: Any, then: str | None, now: str | None
+) -> None:
+  """Whether a run continues with the data that it began with.
+
+  Args:
+    workdir: the folder.
+    config: its `resume` 'force' accepts other data.
+    then: what the data were known by at the checkpoint; None if not known.
+    now: what they are known by.
+
+  Raises:
+    WorkdirError: other data.
+  """
+  if None in (then, now) or then == now:
+    return
+  told = f'{workdir} holds a run on other training data ({then}; now {now})'
+  if config.resume != 'force':
+    raise WorkdirError(
+      f'{told}: its order and epochs would be others; bring the data back, '
+      "choose another --workdir, or continue with --config.resume='force'"
+    )
+  logging.warning('%s: continued with the data of now', told)
+
+
 def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
   if not isinstance(tree, dict):
     return {prefix: tree}

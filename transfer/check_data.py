@@ -31,7 +31,6 @@ def check_data(config: Any, workdir: str) -> dict[str, Any]:
   channels = feed.channels_of(config.data, train)
   size = config.data.image_size
   views = {n: View(**{'size': size, **v}) for n, v in config.views.items()}
-  workdir = open_workdir(workdir)
   summary = {}
   for name, source in dict(train=train, test=test).items():
     if source is not None:
@@ -41,6 +40,8 @@ def check_data(config: Any, workdir: str) -> dict[str, Any]:
   chosen, why = mode.choose(config.data.mode, train, channels)
   summary['mode'] = f'{chosen}: {why}'
   print(f'mode: {summary["mode"]}', file=sys.stderr)
+  workdir = open_workdir(workdir)
+  write_json(workdir / 'summary.json', summary)
   images, titles = survey.view_sheet(
     train, views, channels=channels, seed=config.seed
   )
@@ -48,5 +49,4 @@ def check_data(config: Any, workdir: str) -> dict[str, Any]:
   picture.parent.mkdir(parents=True, exist_ok=True)
   picture.write_bytes(to_png(Figure(images, titles)))
   print(f'views: {picture}', file=sys.stderr)
-  write_json(workdir / 'summary.json', summary)
   return summary

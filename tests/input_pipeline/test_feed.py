@@ -145,3 +145,27 @@ def test_files_are_decoded_to_the_channels_asked_for(even, channels):
     data.close()
     views = jax.jit(data.render)(batch, jax.random.key(0))
     assert views['view'].shape == (4, 4, 4, channels or 3)
+
+
+def test_a_fingerprint_tells_data_sets_apart(tmp_path):
+  paths = [f'{c}/{i}.png' for c in 'ab' for i in range(3)]
+  image_files.write(tmp_path / 'one', *paths)
+  found = [feed.fingerprint(from_folder(data_dir=tmp_path / 'one'))]
+  image_files.write(tmp_path / 'moved', *paths)
+  moved = feed.fingerprint(from_folder(data_dir=tmp_path / 'moved'))
+  assert moved == found[0].replace('one', 'moved')
+  assert found[0].startswith('6 images, ')
+  image = tmp_path / 'moved' / 'a' / '1.png'
+  for change in (
+    lambda: image.rename(image.with_name('1b.png')),
+    lambda: image.with_name('0.png').unlink(),
+    lambda: (tmp_path / 'moved' / 'a').rename(tmp_path / 'moved' / 'c'),
+  ):
+    change()
+    found.append(feed.fingerprint(from_folder(data_dir=tmp_path / 'moved')))
+  source = Arrays(name='a', images=IMAGES)
+  other = IMAGES.copy()
+  other[0, 0, 0, 0] = 1
+  found += [feed.fingerprint(source)]
+  found += [feed.fingerprint(Arrays(name='a', images=other))]
+  assert len(set(found)) == len(found) == 6

@@ -1,5 +1,7 @@
 """k-NN against scikit-learn and a NumPy twin."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from input_pipeline.arrays import Arrays
 from training import sharding
-from transfer import knn
+from transfer import knn, online_knn
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +130,7 @@ def test_evaluator_equals_the_function(mesh, evaluator_parts):
     seen.append(images.shape)
     return images.reshape(len(images), -1).astype(np.float32)
 
-  evaluator = knn.Knn(
+  evaluator = online_knn.Knn(
     bank=bank, queries=queries, encode=encode, mesh=mesh, size=8, batch_size=16
   )
   want = knn.knn_accuracy(
@@ -151,4 +153,47 @@ def test_evaluator_needs_labels(mesh, evaluator_parts):
   bank, queries = evaluator_parts
   bare = Arrays(name='bare', images=bank.images)
   with pytest.raises(ValueError, match='k-NN needs labels, and bare or toy'):
-    knn.Knn(bank=bare, queries=queries, encode=None, mesh=mesh, size=8)
+    online_knn.Knn(bank=bare, queries=queries, encode=None, mesh=mesh, size=8)
+
+
+def test_unreadable_images_are_left_out_and_counted(mesh, evaluator_parts):
+  bank, queries = evaluator_parts
+  broken = np.isin(np.arange(37), (0, 20))
+  marked = dataclasses.replace(bank, replaced=broken)
+  clean = Arrays(
+    name='clean',
+    images=bank.images[~broken],
+    labels=bank.labels[~broken],
+    classes=bank.classes,
+  )
+
+  def encode(params, method_state, images):
+    return images.reshape(len(images), -1).astype(np.float32)
+
+  common = dict(queries=queries, encode=encode, mesh=mesh, size=8)
+  got = measure(online_knn.Knn(bank=marked, batch_size=16, **common), step=0)
+  want = measure(online_knn.Knn(bank=clean, batch_size=16, **common), step=0)
+  assert got.pop('knn_unreadable') == 2
+  assert got == want
+
+
+def test_a_large_bank_is_thinned_out(mesh, evaluator_parts):
+  bank, queries = evaluator_parts
+  seen = []
+
+  def encode(params, method_state, images):
+    return images.reshape(len(images), -1).astype(np.float32)
+
+  evaluator = online_knn.Knn(
+    bank=bank,
+    queries=queries,
+    encode=encode,
+    mesh=mesh,
+    size=8,
+    batch_size=16,
+    bank_images=10,
+  )
+  for part, batch in evaluator.batches():
+    if part == 'bank':
+      seen += batch['index'][batch['valid']].tolist()
+  assert seen == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36]
