@@ -137,6 +137,13 @@ def compare(
     ]
     for side in sides[:: 1 if turn % 2 == 0 else -1]:
       side()
+    print(
+      f'round {turn + 1} of {rounds}: ours {ours[-1]["median_s"]:.3f} s, peer '
+      f'{theirs[-1]["median_s"]:.3f} s, other cores '
+      f'{ours[-1]["other_cores"]} and {theirs[-1]["other_cores"]}',
+      file=sys.stderr,
+      flush=True,
+    )
   batch = SIZES[arch]['batch_size']
   speeds = [
     t['median_s'] / o['median_s'] for o, t in zip(ours, theirs, strict=True)

@@ -40,7 +40,7 @@ MAIN = pathlib.Path(__file__).resolve().parent.parent / 'main.py'
 FIRST_STEP = re.compile(r'first step after ([\d.]+) s')
 # What JAX logs of a function; XLA compilation includes reading the cache.
 STAGES = dict(
-  trace=re.compile(r'Finished tracing \+ transforming (\S+) .*in ([\d.e-]+)'),
+  trace=re.compile(r'Finished tracing (\S+) for jit in ([\d.e-]+)'),
   lower=re.compile(r'Finished jaxpr to MLIR .* (\S+) in ([\d.e-]+)'),
   compile=re.compile(r'Finished XLA compilation of (\S+) in ([\d.e-]+)'),
 )
