@@ -42,6 +42,7 @@ from training import (
   schedules,
   sharding,
   signals,
+  storage,
 )
 from training.checkpoint import Checkpoints
 from training.protocols import Method
@@ -252,6 +253,7 @@ def main(argv: list[str]) -> None:
     raise ValueError('give both --config=FILE.py:words and --workdir=FOLDER')
   check_config(config)
   with signals.listening(begun=False):
+    storage.prefer_fsspec()
     cluster.initialize()
     process.compilation_cache()
     if jax.process_count() > 1:

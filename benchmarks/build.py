@@ -33,6 +33,14 @@ class ReadyViews:
 
   views: Mapping[str, Any]
 
+  @property
+  def spec(self) -> Mapping[str, Any]:
+    """Shapes, dtypes and shardings of what `batch` returns."""
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      self.views,
+    )
+
   def batch(self, step: int) -> Mapping[str, Any]:
     """The same views at every step."""
     del step

@@ -26,6 +26,17 @@ def is_remote(path: epath.PathLike) -> bool:
   return '://' in os.fspath(path)
 
 
+def prefer_fsspec() -> None:
+  """Object stores are not read through TensorFlow where there is a choice.
+
+  Or else etils imports TensorFlow wherever it is installed: seconds of start
+  and hundreds of megabytes, and Orbax asks for the packages all the same. To be
+  called before the first look at an object store: etils asks once.
+  """
+  if any(map(process.installed, PACKAGES.values())):
+    os.environ.setdefault('EPATH_USE_TF', 'false')
+
+
 def resolve(path: epath.PathLike) -> epath.Path:
   """The path as all of `training` uses it, absolute.
 
@@ -43,9 +54,7 @@ def resolve(path: epath.PathLike) -> epath.Path:
   package = PACKAGES[kind]
   if not process.installed(package):
     raise StorageError(f'{path} needs a package: pip install {package}')
-  # Or else etils imports TensorFlow wherever it is installed: seconds of start
-  # and hundreds of megabytes, and Orbax asks for the package all the same.
-  os.environ.setdefault('EPATH_USE_TF', 'false')
+  prefer_fsspec()
   return epath.Path(path)
 
 

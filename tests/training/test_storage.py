@@ -24,6 +24,8 @@ def call_main(folder):
 @pytest.fixture
 def bucket(monkeypatch):
   monkeypatch.setenv('EPATH_USE_TF', 'false')
+  # Asked once per process, maybe by another test.
+  monkeypatch.setattr(epath.gpath, '_is_tf_installed', lambda: False)
   monkeypatch.setattr(process, 'installed', lambda _: True)
   backend = epath.backend.fsspec_backend
   monkeypatch.setattr(backend, '_get_filesystem', lambda _: Bucket())
