@@ -58,7 +58,7 @@ def gelu(x: jax.Array) -> jax.Array:
   """Exact GELU, x Φ(x), computed in float32; the dtype of x is kept.
 
   Φ by erf as in PyTorch. `jax.nn.gelu` takes erfc, for which XLA on CPU
-  evaluates two branches; and its gradient keeps more than x. 3 to 5 %
+  evaluates two branches; and its gradient keeps more than x. About 3 %
   of a MoCo v3 step on two cores.
   """
   return (x * _normal_cdf(x)).astype(x.dtype)
