@@ -67,7 +67,7 @@ class LocalTree:
   def folders(self) -> list[bytes]:
     """See `Tree`."""
     with os.scandir(self._root) as entries:
-      found = [entry.name for entry in entries if entry.is_dir()]
+      found = [e.name for e in entries if listing.entry_kind(e) == 'folder']
     return sorted(name for name in found if not listing.is_hidden(name))
 
   def listing(self, folder: bytes = b'') -> Listing:

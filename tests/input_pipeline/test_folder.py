@@ -94,6 +94,45 @@ def test_linked_folders_are_followed_once(tmp_path):
   assert names(load(tmp_path / 'data')) == ['a/1.png', 'b/2.png', 'c/x/3.png']
 
 
+def test_links_that_lead_nowhere(tmp_path, cache):
+  """Or to themselves: the rest counts, and their target once it is there."""
+  root = tmp_path / 'data'
+  write(root, 'train/a/1.png', 'train/b/2.png')
+  for link, target in (
+    ('self.jpg', 'self.jpg'),
+    ('train/b/me.png', 'me.png'),
+    ('train/c', '../../later'),
+  ):
+    os.symlink(target, root / link)
+  settle(root)
+  assert names(load(root)) == ['a/1.png', 'b/2.png']
+  assert names(load(root, 'all')) == ['train/a/1.png', 'train/b/2.png']
+  assert not list(cache.iterdir())
+  write(tmp_path, 'later/3.png')
+  assert names(load(root)) == ['a/1.png', 'b/2.png', 'c/3.png']
+
+
+def test_a_link_does_not_take_the_images_of_its_target(tmp_path):
+  write(tmp_path, 'y/1.png', 'z/2.png', '.hidden/3.png')
+  os.symlink('z', tmp_path / 'a')
+  os.symlink('.hidden', tmp_path / 'h')
+  source = load(tmp_path)
+  assert source.classes == ('h', 'y', 'z')
+  assert names(source) == ['h/3.png', 'y/1.png', 'z/2.png']
+
+
+def test_another_folder_with_the_time_stamps_of_the_first(tmp_path):
+  for name in ('one', 'two'):
+    write(tmp_path / name, f'a/{name}.png')
+  for folder in ('one/a', 'two/a', 'one', 'two'):
+    os.utime(tmp_path / folder, (1e9, 1e9))
+  (tmp_path / 'one').rename(tmp_path / 'data')
+  assert names(load(tmp_path / 'data')) == ['a/one.png']
+  (tmp_path / 'data').rename(tmp_path / 'old')
+  (tmp_path / 'two').rename(tmp_path / 'data')
+  assert names(load(tmp_path / 'data')) == ['a/two.png']
+
+
 HOSTILE = [
   'white space .png',
   'line\nbreak.png',
