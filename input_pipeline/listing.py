@@ -285,16 +285,14 @@ class RemoteWalk:
   def _names(self, folder: str) -> list[str]:
     return [path.name for path in (self._root / folder).iterdir()]
 
-  def top_folders(self) -> list[bytes]:
-    """Names of the folders of the first level, sorted."""
-    names = [
-      name
-      for name in map(os.fsencode, self._names(''))
-      if not is_hidden(name) and not is_image(name)
-    ]
+  def top_folders(self) -> tuple[list[bytes], bool]:
+    """Names of the folders of the first level; whether images are beside."""
+    names = [n for n in map(os.fsencode, self._names('')) if not is_hidden(n)]
+    others = sorted(name for name in names if not is_image(name))
     with concurrent.futures.ThreadPoolExecutor(_REMOTE_CALLS) as pool:
-      found = pool.map(self._is_folder, map(os.fsdecode, names))
-    return sorted(n for n, yes in zip(names, found, strict=True) if yes)
+      found = list(pool.map(self._is_folder, map(os.fsdecode, others)))
+    folders = [n for n, yes in zip(others, found, strict=True) if yes]
+    return folders, len(others) < len(names)
 
   def _is_folder(self, path: str) -> bool:
     return (self._root / path).is_dir()

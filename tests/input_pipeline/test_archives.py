@@ -71,6 +71,12 @@ def test_as_the_folder(tmp_path, name):
   assert folder.has_split(path, 'test') and not folder.has_split(path, 'x')
 
 
+@both
+def test_one_class_alone(tmp_path, name):
+  path = make(tmp_path / name, ('top/cats/1.png', 'top/cats/2.png'))
+  assert load(path, labels='folders').classes == ('cats',)
+
+
 @pytest.mark.parametrize(
   'method',
   [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED],
@@ -404,7 +410,7 @@ def test_tables_in_the_archive_or_beside_it(tmp_path, name):
       add(file, 'top/labels.csv', table.encode())
   source = load(path, labels='labels.csv')
   assert source.classes == ('a', 'b') and source.labels.tolist() == [1, 0]
-  assert names(source) == ['1.png', '2.png']
+  assert names(source) == ['images/1.png', 'images/2.png']
   (tmp_path / 'beside.csv').write_text('1.png,c\n')
   source = load(path, labels='beside.csv')
   assert source.classes == ('c',) and len(source) == 1

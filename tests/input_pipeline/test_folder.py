@@ -219,6 +219,42 @@ def test_train_may_be_a_class(tmp_path):
   assert names(load(tmp_path)) == ['2.png']
 
 
+def test_a_folder_too_high(tmp_path):
+  write(tmp_path, 'x/y/train/a/1.png', 'x/y/train/b/2.png', 'x/y/val/b/3.png')
+  (tmp_path / 'labels.csv').write_text('val/b/3.png,c\n')
+  assert names(load(tmp_path)) == ['a/1.png', 'b/2.png']
+  test = load(tmp_path, 'test')
+  assert test.labels.tolist() == [1] and len(load(tmp_path, 'all')) == 3
+  assert test.where(0) == f'{tmp_path}/x/y/val/b/3.png'
+  assert load(tmp_path, 'test', labels='labels.csv').classes == ('c',)
+  write(tmp_path, 'loose.png')
+  assert len(load(tmp_path)) == 4
+
+
+def test_folders_without_images_beside_train(tmp_path):
+  write(tmp_path, 'train/a/1.png', 'train/b/2.png', 'Annotations/a.xml')
+  assert load(tmp_path).classes == ('a', 'b')
+
+
+def test_labels_that_disappear_are_told(tmp_path, caplog):
+  write(
+    tmp_path, 'train/a/1.png', 'train/b/2.png', 'val/a/3.png', 'val/c/4.png'
+  )
+  load(tmp_path)
+  assert not caplog.text
+  load(tmp_path, 'val')
+  assert '1 classes of val are not in train, such as c' in caplog.text
+  write(tmp_path, 'train/preview.png')
+  assert load(tmp_path).labels is None
+  assert 'no labels, for train/preview.png is in no sub' in caplog.text
+
+
+def test_an_empty_split_for_testing(tmp_path):
+  write(tmp_path, 'train/a/1.png', 'test/a.txt')
+  with pytest.raises(ValueError, match='1 .txt; .* --config.data.test_split='):
+    load(tmp_path, 'test')
+
+
 def test_train_alone_is_a_split(tmp_path):
   write(tmp_path, 'train/a/1.png', 'train/b/2.png')
   assert load(tmp_path).classes == ('a', 'b')

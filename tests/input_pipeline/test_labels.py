@@ -134,13 +134,19 @@ def test_a_file_named_in_two_ways(tmp_path):
 
 def test_a_table_that_is_not_there(tmp_path):
   write(tmp_path, 'train/1.png', 'val/1.png')
-  with pytest.raises(FileNotFoundError, match="no table of labels 'folder' in"):
+  with pytest.raises(ValueError, match="no table of labels 'folder' in"):
     load(tmp_path, 'folder')
-  with pytest.raises(FileNotFoundError):
+  with pytest.raises(ValueError, match="'/nowhere/labels.csv': No such file"):
     load(tmp_path, '/nowhere/labels.csv')
   (tmp_path / 'val/labels.csv').write_text('1.png,a\n')
-  with pytest.raises(FileNotFoundError, match='no table of labels'):
+  with pytest.raises(ValueError, match='no table of labels'):
     load(tmp_path)
+  with pytest.raises(
+    ValueError, match="labels 'val': Is a directory; .*'auto'"
+  ):
+    load(tmp_path, 'val')
+  with pytest.raises(ValueError, match="labels are empty; they may be 'auto'"):
+    load(tmp_path, '')
 
 
 def test_a_table_that_names_no_image_of_the_split(tmp_path):
