@@ -1,4 +1,5 @@
 import logging
+import unicodedata
 
 import numpy as np
 import pytest
@@ -39,6 +40,9 @@ TABLES = {
   'quotes and blanks': '"./a.png" ,"cat"\n\n"d//b.png", dog \n\n'.replace(
     '" ,', '",'
   ),
+  'blank lines': 'a.png,cat\n   \n , \nd/b.png,dog\n',
+  'backslashes': 'a.png,cat\n.\\d\\b.png,dog\n',
+  'other words': 'image_id,target\na.png,cat\nd/b.png,dog\n',
   'no last newline': 'a.png,cat\nd/b.png,dog',
 }
 
@@ -62,6 +66,14 @@ def test_utf_16_and_names_of_any_bytes(tmp_path):
   assert load(tmp_path).classes == ('größe',)
   (tmp_path / 'labels.csv').write_bytes(b'x\xff.png,a\xff\n')
   assert load(tmp_path).classes == ('a\\xff',)
+
+
+@pytest.mark.parametrize('there, named', [('NFC', 'NFD'), ('NFD', 'NFC')])
+def test_accents_of_other_systems(tmp_path, there, named):
+  write(tmp_path, unicodedata.normalize(there, 'é.png'))
+  path = unicodedata.normalize(named, 'é.png')
+  (tmp_path / 'labels.csv').write_text(f'{path},a\n')
+  assert load(tmp_path).labels.tolist() == [0]
 
 
 def test_the_order_is_that_of_the_files(tmp_path):
