@@ -20,6 +20,7 @@ from input_pipeline import cache, members
 from input_pipeline.decode import EXTENSIONS
 from input_pipeline.listing import is_image, is_remote
 from input_pipeline.names import Listing, Names, shown
+from input_pipeline.tree import descend
 
 _FORMAT = f'1 {EXTENSIONS}'  # of the cached indices
 _COLUMNS = ('offset', 'stored', 'size', 'method', 'crc')
@@ -84,12 +85,12 @@ class Archive:
     self._index = _load_index(path, file, find_members)
     kinds = json.loads(str(self._index['kinds']))
     names = Names.from_arrays(self._index, 'images')
-    images = Listing(names, kinds)
-    while True:
-      folders, loose = images.folders()
-      if loose or len(folders) != 1 or b'train' in map(bytes.lower, folders):
-        break
-      images = images.within(*folders)
+
+    def look(above):
+      folders, loose = Listing(names, kinds, prefix=above).folders()
+      return list(folders), loose is not None
+
+    images = Listing(names, kinds, prefix=descend(look)[0])
     self._all, self._tables = images, Names.from_arrays(self._index, 'tables')
 
   def folders(self) -> list[bytes]:

@@ -4,10 +4,13 @@ import contextlib
 import dataclasses
 import io
 import threading
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from input_pipeline.image_limits import ORIENTATION, bytes_needed, may_hold
 
 # Files that a folder is searched for; `.npy` holds uint8 [h, w] or [h, w, c].
 EXTENSIONS = tuple(
@@ -22,12 +25,15 @@ _FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM', 'JPEG2000')
 # More pixels than LARGE are decoded one image at a time, and JPEGs at a reduced
 # scale: eight threads with a satellite picture each would fill the memory.
 LARGE = 2**26
-TOO_LARGE = 2**30
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is a quarter of TOO_LARGE
+MAX_BYTES = 2**31  # of memory that decoding one image may take
+Image.MAX_IMAGE_PIXELS = None  # Pillow counts pixels, whatever they take
 _large = threading.Lock()
+_STRIP = 2**20  # pixels scaled to 8 bits at a time
+
+# Pillow warns of strange tags without a word about which file they are in.
+warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 
 _NPY = b'\x93NUMPY'
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 
 
@@ -95,7 +101,7 @@ def read_header(data: bytes | np.ndarray) -> Header:
 
 def _header(image: Image.Image) -> Header:
   width, height = image.size
-  turn = image.getexif().get(_ORIENTATION, 1)
+  turn = image.getexif().get(ORIENTATION, 1)
   turn = turn if turn in range(1, 9) else 1
   if turn > 4 and image.format != 'TIFF':  # a quarter turn; TIFF tells it so
     width, height = height, width
@@ -126,7 +132,7 @@ def jpeg_size(data: bytes | np.ndarray) -> tuple[int, int] | None:
     return None
   with _told():
     image = Image.open(io.BytesIO(data), formats=('JPEG',))
-    upright = image.getexif().get(_ORIENTATION, 1) == 1
+    upright = image.getexif().get(ORIENTATION, 1) == 1
   width, height = image.size
   simple = image.mode in ('L', 'RGB') and upright
   return (height, width) if simple and width * height <= LARGE else None
@@ -169,6 +175,11 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image | None:
   with _told():
     image = Image.open(io.BytesIO(data), formats=_FORMATS)
     pixels = image.width * image.height
+    if not may_hold(image, len(data)):
+      raise UnreadableError(
+        f'{image.width} x {image.height} pixels do not fit into {len(data)} '
+        'bytes: cut off or damaged'
+      )
     if pixels <= LARGE:
       return _convert(image, channels)
     with _large:
@@ -176,30 +187,69 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image | None:
         # Halved until it is below, at most to 1/8; Pillow rounds the other way.
         part = next((n for n in (2, 4) if pixels <= LARGE * n**2), 8)
         image.draft(None, tuple(max(1, side // part) for side in image.size))
-      if image.width * image.height > TOO_LARGE:
+      # The coefficients of a progressive JPEG are held at full size.
+      held = 2 * pixels * len(image.getbands()) * ('progressive' in image.info)
+      if held + bytes_needed(image, channels) > MAX_BYTES:
         raise UnreadableError(
-          f'{image.width} x {image.height} pixels are too many'
+          f'{image.width} x {image.height} pixels of {image.mode} are too many'
         )
       return _convert(image, channels)
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
-  image.load()
-  if image.getexif().get(_ORIENTATION, 1) != 1:
-    image = ImageOps.exif_transpose(image)
-  if image.mode == 'F':
+  if image.mode == 'F' or image.mode == 'I' and image.format == 'TIFF':
+    kind = 'floating-point' if image.mode == 'F' else '32-bit or signed'
     raise UnreadableError(
-      'floating-point pixels, whose range is not known; use 8 or 16 bits'
+      f'{kind} pixels, whose range is not known; use 8 or 16 bits'
     )
+  clear = _clear_colour(image)
+  image.load()
+  if image.getexif().get(ORIENTATION, 1) != 1:
+    image = ImageOps.exif_transpose(image)
+  if clear is not None:
+    image.info['transparency'] = clear
   if image.mode.startswith('I'):  # 16 bits, which Pillow would clip at 255
-    wide = np.clip(np.asarray(image, np.int64), 0, 65535)
-    image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    image = _to_8_bits(image)
   mode = _MODES[channels]
-  if image.mode != mode and channels != 4 and image.has_transparency_data:
-    image = image.convert('RGBA')
-    white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image)
+  if channels != 4 and image.has_transparency_data:
+    if image.mode != 'RGBA':
+      image = image.convert('RGBA')
+    white = Image.new('RGB', image.size, 'white')
+    white.paste(image, mask=image)
+    image = white
   return image if image.mode == mode else image.convert(mode)
+
+
+def _clear_colour(image: Image.Image) -> int | tuple[int, ...] | None:
+  """The transparent colour of a PNG, if its bits are not those of the pixels.
+
+  Pillow scales pixels of 2, 4 and, with colours, 16 bits to 8, but not this.
+  """
+  clear = image.info.get('transparency')
+  if image.format != 'PNG' or clear is None or not image.tile:
+    return None
+  packed = image.tile[0][3]
+  if packed in ('L;2', 'L;4') and isinstance(clear, int):
+    return clear * (85 if packed == 'L;2' else 17)
+  if packed == 'RGB;16B':
+    return tuple(value >> 8 for value in clear)
+  return None
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+  """Scales 16 bits of grey to 8; a transparent one gets an alpha channel."""
+  wide = np.asarray(image)
+  small = np.empty(wide.shape, np.uint8)
+  rows = max(1, _STRIP // wide.shape[1])
+  for y in range(0, len(wide), rows):
+    strip = np.clip(wide[y : y + rows], 0, 65535).astype(np.uint32)
+    small[y : y + rows] = (strip + 128) // 257
+  out = Image.fromarray(small)
+  clear = image.info.get('transparency')
+  if clear is not None:
+    alpha = np.where(wide == clear, np.uint8(0), np.uint8(255))
+    out.putalpha(Image.fromarray(alpha))
+  return out
 
 
 def _array(data: bytes | np.ndarray) -> np.ndarray:

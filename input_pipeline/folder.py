@@ -6,21 +6,20 @@ too, or come from a table.
 
 import functools
 import os
-from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 from etils import epath
 
 from input_pipeline import labels as labelling
-from input_pipeline.archives import open_archive
+from input_pipeline.data_dir import open_tree
 from input_pipeline.decode import EXTENSIONS
 from input_pipeline.listing import is_remote
 from input_pipeline.names import Listing, shown
-from input_pipeline.tree import LocalTree, RemoteTree, Tree, read_file
+from input_pipeline.tree import TESTS, Tree, read_file, splits
 
-TESTS = ('test', 'val', 'valid', 'validation')  # the first that is there
 _SHOWN = 8  # names or kinds in an error
+_LABELS = "'auto', 'folders', 'none' or the path of a table"
 
 
 class Files:
@@ -94,8 +93,8 @@ def from_folder(
     The images.
 
   Raises:
-    FileNotFoundError: no such folder, archive or table.
-    ValueError: no such split, no images, labels that do not fit.
+    FileNotFoundError: no such folder or archive.
+    ValueError: no such split, no images, no such table, labels that do not fit.
   """
   tree = open_tree(data_dir)
   folder = _split_folder(tree, split)
@@ -104,6 +103,8 @@ def from_folder(
     raise ValueError(_nothing(tree, folder, images))
   if labels == 'none':
     return Files(tree, images)
+  if not labels:
+    raise ValueError(f'{tree.name}: labels are empty; they may be {_LABELS}')
   siblings = functools.cache(functools.partial(_siblings, tree, folder))
   if labels not in ('auto', 'folders'):
     return _from_table(tree, folder, labels, images, siblings)
@@ -113,13 +114,38 @@ def from_folder(
       f"{tree.name}: labels='folders', but {shown(loose)} is in no sub-folder "
       'for a class'
     )
+  if labels == 'auto' and loose and len(images.folders()[0]) > 1:
+    logging.warning(
+      '%s: no labels, for %s is in no sub-folder for a class',
+      tree.name,
+      shown(images.above + loose),
+    )
   if labels == 'auto' and len(classes) < 2:
     return Files(tree, images)
+  _warn_of_new_classes(tree, folder, images)
   return Files(tree, images, labels=numbers, classes=classes)
 
 
+def _warn_of_new_classes(tree: Tree, folder: bytes, images: Listing) -> None:
+  """Classes of a split for testing that `train` lacks cannot be learned."""
+  train = splits(tree).get('train', folder) if folder else folder
+  if train == folder:
+    return
+  known, loose = tree.listing(train).folders()
+  new = [shown(name) for name in images.folders()[0] if name not in known]
+  if new and not loose:
+    logging.warning(
+      '%s: %d classes of %s are not in %s, such as %s',
+      tree.name,
+      len(new),
+      shown(folder),
+      shown(train),
+      ', '.join(new[:3]),
+    )
+
+
 def has_split(data_dir: str | os.PathLike | None, split: str) -> bool:
-  """Whether `from_folder` knows a split; images are not looked for.
+  """Whether `from_folder` knows a split; it may hold no images.
 
   Args:
     data_dir: as of `from_folder`.
@@ -140,71 +166,25 @@ def has_split(data_dir: str | os.PathLike | None, split: str) -> bool:
   return True
 
 
-def open_tree(data_dir: str | os.PathLike | None) -> Tree:
-  """Opens a folder or an archive.
-
-  Args:
-    data_dir: path or URL.
-
-  Returns:
-    The tree.
-
-  Raises:
-    FileNotFoundError: there is none.
-    ValueError: a file, but no archive that can be read in place.
-  """
-  if not data_dir:
-    raise FileNotFoundError(
-      "source 'folder' needs data_dir to be a folder of images, or a .zip or "
-      '.tar of one'
-    )
-  text = os.fspath(data_dir)
-  if is_remote(text):
-    path = epath.Path(text)
-    if path.is_dir():
-      return RemoteTree(text)
-    if path.exists():
-      return open_archive(text)
-    raise FileNotFoundError(f'data_dir {text} does not exist')
-  text = os.path.abspath(os.path.expanduser(text))
-  if os.path.isdir(text):
-    return LocalTree(text)
-  if os.path.isfile(text):
-    return open_archive(text)
-  state = 'is no folder' if os.path.lexists(text) else 'does not exist'
-  raise FileNotFoundError(f'data_dir {shown(os.fsencode(text))} {state}')
-
-
-def _splits(folders: Sequence[bytes]) -> dict[str, bytes]:
-  """The folders that are splits, by name in lower case; empty without."""
-  names = {name.decode(errors='replace').lower(): name for name in folders}
-  found = {key: names[key] for key in ('train', *TESTS) if key in names}
-  # `train` alone, among others, is a class of vehicles.
-  if 'train' in found and (len(found) > 1 or len(folders) == 1):
-    return found
-  return {}
-
-
 def _split_folder(tree: Tree, split: str) -> bytes:
   """The sub-folder of a split; empty for the whole."""
   if split == 'all':
     return b''
-  folders = tree.folders()
-  splits = _splits(folders)
-  known = [key for key in TESTS if key in splits]
+  folders, found = tree.folders(), splits(tree)
+  known = [key for key in TESTS if key in found]
   if split == 'test' and known:
-    return splits[known[0]]
-  if split in splits:
-    return splits[split]
+    return found[known[0]]
+  if split in found:
+    return found[split]
   if split == 'train':
     return b''
   if split != 'test' and os.fsencode(split) in folders:
     return os.fsencode(split)
   looked = split if split != 'test' else f'train with {" or ".join(TESTS)}'
-  found = ', '.join(shown(name) for name in folders[:_SHOWN]) or 'none'
+  names = ', '.join(shown(name) for name in folders[:_SHOWN]) or 'none'
   raise ValueError(
     f'{tree.name}: nothing for the split {split!r}: looked for the sub-folders '
-    f"{looked}, found {found}{', ...' if len(folders) > _SHOWN else ''}; 'all' "
+    f"{looked}, found {names}{', ...' if len(folders) > _SHOWN else ''}; 'all' "
     'is the whole folder'
   )
 
@@ -213,31 +193,37 @@ def _siblings(tree: Tree, folder: bytes) -> tuple[Listing, ...]:
   """The other splits."""
   if not folder:
     return ()
-  splits = _splits(tree.folders()).values()
-  return tuple(tree.listing(name) for name in splits if name != folder)
+  names = splits(tree).values()
+  return tuple(tree.listing(name) for name in names if name != folder)
 
 
 def _by_folder(tree, folder, images, siblings):
   """As `labels.by_folder`; the whole of several splits has their classes."""
-  splits = {} if folder else _splits(tree.folders())
-  if not splits:
+  whole = {} if folder else splits(tree)
+  if not whole:
     return labelling.by_folder([images], siblings())
-  parts = [images.within(name) for name in sorted(splits.values())]
+  parts = [images.within(name) for name in sorted(whole.values())]
   if sum(map(len, parts)) == len(images):
     return labelling.by_folder(parts)
-  tops = tuple(name + b'/' for name in splits.values())
+  tops = tuple(name + b'/' for name in whole.values())
   loose = (images[i] for i in range(len(images)))
   return None, (), next(p for p in loose if not p.startswith(tops))
 
 
 def _from_table(tree, folder, path, images, siblings) -> Files:
   """Images that a table names, and their labels."""
-  tables = _tables(tree, path)
+  try:
+    tables = _tables(tree, path)
+  except OSError as error:
+    raise ValueError(
+      f'{tree.name}: no table of labels {path!r}: {error.strerror or error}; '
+      f'labels may be {_LABELS}'
+    ) from error
   own = tables.get(folder, tables.get(b''))
   if own is None:
-    raise FileNotFoundError(
+    raise ValueError(
       f'{tree.name}: no table of labels {path!r} in data_dir; labels may be '
-      "'auto', 'folders', 'none' or the path of a table"
+      + _LABELS
     )
   classes = {label for table in tables.values() for label in table.values()}
   classes = labelling.number_classes(classes)
@@ -267,7 +253,7 @@ def _tables(tree: Tree, path: str) -> dict[bytes, dict[bytes, str]]:
   if content is not None:
     return {b'': labelling.read_table(content, path)}
   found = {}
-  for folder in _splits(tree.folders()).values():
+  for folder in splits(tree).values():
     name = os.path.join(os.fsdecode(folder), path)
     content = tree.table(name)
     if content is not None:
@@ -278,8 +264,12 @@ def _tables(tree: Tree, path: str) -> dict[bytes, dict[bytes, str]]:
 def _nothing(tree: Tree, folder: bytes, images: Listing) -> str:
   seen = sorted(images.kinds.items(), key=lambda item: -item[1])
   text = ', '.join(f'{count} {kind}' for kind, count in seen[:_SHOWN])
+  out = ''
+  if folder and folder in [splits(tree).get(name) for name in TESTS]:
+    out = '; name another split, or none: --config.data.test_split='
   return (
-    f'{tree.name}/{shown(folder)}'.rstrip('/')
+    f'{tree.name}/{shown(images.above)}'.rstrip('/')
     + f': no images; looked for {" ".join(EXTENSIONS)} at any depth, seen: '
     + (text or 'no files at all')
+    + out
   )

@@ -132,7 +132,8 @@ def _decode_all(
           )
         )
         raise SizesDiffer(
-          f'{source.name}: images of several sizes, such as {one} and {two}'
+          f'{source.name}: images of several sizes, such as {one} and {two}; '
+          "set data.resident_size or data.mode='stream'"
         )
       images[index] = image
     return stop - start

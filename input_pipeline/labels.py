@@ -4,14 +4,17 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from input_pipeline.names import Listing, shown
 
-PATHS = ('path', 'file', 'filename', 'image')  # words of a header row
-LABELS = ('label', 'class')
+# Words of a header row, the first that is there.
+PATHS = ('path', 'file', 'filename', 'file_name', 'image', 'image_path')
+PATHS += ('image_id', 'name')
+LABELS = ('label', 'class', 'target', 'label_id', 'class_id')
 _SHOWN = 3  # examples in an error
 
 
@@ -109,7 +112,9 @@ def _split_rows(
   for delimiter in ',;\t':
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter)
     try:
-      rows = [(reader.line_num, row) for row in reader if any(row)]
+      rows = [
+        (reader.line_num, row) for row in reader if any(map(str.strip, row))
+      ]
     except csv.Error as error:
       raise ValueError(f'{name}: not a table: {error}') from error
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
@@ -167,8 +172,12 @@ def by_table(
   """
   number = {label: i for i, label in enumerate(classes)}
   found, missing = {}, []
+  tops = list(listing.folders()[0])
+  alone = tops[0] + b'/' if len(tops) == 1 else b''  # may be left out
   for path, label in table.items():
     row = _find(path, listing, root)
+    if row is None and alone:
+      row = _find(alone + path, listing, root)
     if row is None:
       if all(_find(path, other, root) is None for other in siblings()):
         missing.append(shown(path))
@@ -189,6 +198,25 @@ def by_table(
 
 def _find(path: bytes, listing: Listing, root: str) -> int | None:
   """The image that a path of a table means, seen from any folder above."""
+  rows = (_find_spelled(p, listing, root) for p in _spellings(path))
+  return next((row for row in rows if row is not None), None)
+
+
+def _spellings(path: bytes) -> Iterator[bytes]:
+  """As it stands, then with slashes and accents as on other systems."""
+  yield path
+  if b'\\' in path:
+    path = _tidy(path.replace(b'\\', b'/'))
+    yield path
+  if not path.isascii():
+    text = path.decode(errors='surrogateescape')
+    for form in ('NFC', 'NFD'):
+      other = unicodedata.normalize(form, text)
+      yield other.encode(errors='surrogateescape')
+
+
+def _find_spelled(path: bytes, listing: Listing, root: str) -> int | None:
+  """As `_find`, of just these bytes."""
   if root and path.startswith(b'/'):
     top = os.fsencode(root).rstrip(b'/') + b'/'
     path = path[len(top) :] if path.startswith(top) else path

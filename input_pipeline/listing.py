@@ -24,9 +24,9 @@ from input_pipeline.decode import EXTENSIONS
 from input_pipeline.names import Listing, Names, shown
 
 IMAGES = tuple(os.fsencode(extension) for extension in EXTENSIONS)
-_FORMAT = f'1 {EXTENSIONS}'  # of the cached lists
+_FORMAT = f'2 {EXTENSIONS}'  # of the cached lists
 _KEYS = ('images_blob', 'images_ends', 'folders_blob', 'folders_ends')
-_KEYS += ('mtimes', 'kinds')
+_KEYS += ('marks', 'kinds')
 _MAX_KINDS = 100  # extensions counted one by one
 _REMOTE_CALLS = 32  # at a time
 
@@ -94,23 +94,57 @@ def list_folder(folder: str, *, above: bytes = b'') -> Listing:
       path,
       **images.to_arrays('images'),
       **Names.of(walk.folders).to_arrays('folders'),
-      mtimes=np.frombuffer(walk.mtimes, np.int64),
+      marks=np.frombuffer(walk.marks, np.uint64),
       kinds=np.array(json.dumps(walk.kinds)),
     )
   return Listing(images, walk.kinds, above=above)
 
 
 def _unchanged(root: str, kept: dict[str, np.ndarray]) -> bool:
-  """Whether all folders of a kept list bear the time stamps of then."""
+  """Whether all folders of a kept list are those of then."""
   root = os.fsencode(root)
   folders = Names.from_arrays(kept, 'folders')
   try:
+    marks = kept['marks'].reshape(len(folders), -1).tolist()
     return all(
-      os.stat(os.path.join(root, folder)).st_mtime_ns == mtime
-      for folder, mtime in zip(folders, kept['mtimes'], strict=True)
+      _marks(os.stat(os.path.join(root, folder))) == mark
+      for folder, mark in zip(folders, marks, strict=True)
     )
   except (OSError, ValueError):
     return False
+
+
+def _marks(status: os.stat_result) -> list[int]:
+  """What changes with the content of a folder, or if another takes its place.
+
+  The number of the device is left out: that of a network drive differs from one
+  machine to the next.
+  """
+  marks = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+  return [mark % 2**64 for mark in marks]
+
+
+def entry_kind(entry: os.DirEntry) -> str:
+  """What an entry of a folder is, links followed.
+
+  Args:
+    entry: of `os.scandir`.
+
+  Returns:
+    'file', 'folder', 'other' (pipes, devices), or 'broken' for a link that
+    leads nowhere or may not be followed.
+  """
+  try:
+    # The kind comes with the name: only links are looked at.
+    if entry.is_file():
+      return 'file'
+    if entry.is_dir():
+      return 'folder'
+    if entry.is_symlink():
+      entry.stat()
+  except OSError:  # a link to itself, or into a folder that is closed to us
+    return 'broken'
+  return 'other'
 
 
 class _Walk:
@@ -118,14 +152,15 @@ class _Walk:
 
   Attributes:
     folders: all that were listed, relative, with a trailing '/'.
-    mtimes: of these folders before they were listed, ns.
+    marks: of these folders before they were listed, see `_marks`.
     kinds: files that are no images.
     complete: nothing failed or changed meanwhile: worth keeping.
   """
 
   def __init__(self, root: str):
     self._root, self._seen = os.fsencode(root), set()
-    self.folders, self.mtimes = [], array.array('q')
+    self._real = os.path.join(os.path.realpath(self._root), b'')
+    self.folders, self.marks = [], array.array('Q')
     self.kinds, self.complete = Kinds(), True
 
   def images(self) -> Iterator[bytes]:
@@ -155,7 +190,9 @@ class _Walk:
     try:
       status = os.stat(path)
       if (status.st_dev, status.st_ino) in self._seen:
-        logging.info('%s is a link to a folder seen already', shown(path))
+        logging.warning(
+          'left out, a link to a folder seen already: %s', shown(path)
+        )
         return []
       self._seen.add((status.st_dev, status.st_ino))
       with os.scandir(path) as entries:
@@ -163,11 +200,13 @@ class _Walk:
           name = entry.name
           if is_hidden(name):
             continue
-          # The kind comes with the name: only links are looked at.
-          if is_image(name) and entry.is_file():
+          kind = entry_kind(entry)
+          self.complete &= kind != 'broken'  # it may lead somewhere next time
+          if kind == 'folder':
+            if not self._leads_back(entry):
+              out.append(folder + name + b'/')
+          elif kind == 'file' and is_image(name):
             out.append(folder + name)
-          elif entry.is_dir():
-            out.append(folder + name + b'/')
           else:
             self.kinds.see(name)
     except OSError as error:
@@ -177,14 +216,27 @@ class _Walk:
       self.complete = False
       return []
     self.folders.append(folder)
-    self.mtimes.append(status.st_mtime_ns)
+    self.marks.extend(_marks(status))
     self.complete &= cache.settled(status.st_mtime_ns)
     out.sort()
     return out
 
+  def _leads_back(self, entry: os.DirEntry) -> bool:
+    """Whether it is a link to a folder that is found without any link."""
+    if not entry.is_symlink():
+      return False
+    real = os.path.join(os.path.realpath(entry.path), b'')
+    if not real.startswith(self._real):
+      return False
+    inside = real[len(self._real) :].split(b'/')[:-1]
+    if any(map(is_hidden, inside)):
+      return False
+    logging.info('%s is a link to another folder in it', shown(entry.path))
+    return True
+
 
 class RemoteWalk:
-  """One pass over a remote folder; attributes as of `_Walk`.
+  """One pass over a remote folder; attributes as of `_Walk`, without marks.
 
   Object stores are asked for the content of many folders at a time. Whether an
   entry is a folder costs a call of its own, so what is named like an image is
@@ -193,7 +245,7 @@ class RemoteWalk:
 
   def __init__(self, root: str):
     self._root = epath.Path(root)
-    self.folders, self.mtimes = [], array.array('q')
+    self.folders, self.marks = [], array.array('Q')
     self.kinds, self.complete = Kinds(), True
 
   def images(self) -> list[bytes]:
@@ -233,16 +285,14 @@ class RemoteWalk:
   def _names(self, folder: str) -> list[str]:
     return [path.name for path in (self._root / folder).iterdir()]
 
-  def top_folders(self) -> list[bytes]:
-    """Names of the folders of the first level, sorted."""
-    names = [
-      name
-      for name in map(os.fsencode, self._names(''))
-      if not is_hidden(name) and not is_image(name)
-    ]
+  def top_folders(self) -> tuple[list[bytes], bool]:
+    """Names of the folders of the first level; whether images are beside."""
+    names = [n for n in map(os.fsencode, self._names('')) if not is_hidden(n)]
+    others = sorted(name for name in names if not is_image(name))
     with concurrent.futures.ThreadPoolExecutor(_REMOTE_CALLS) as pool:
-      found = pool.map(self._is_folder, map(os.fsdecode, names))
-    return sorted(n for n, yes in zip(names, found, strict=True) if yes)
+      found = list(pool.map(self._is_folder, map(os.fsdecode, others)))
+    folders = [n for n, yes in zip(others, found, strict=True) if yes]
+    return folders, len(others) < len(names)
 
   def _is_folder(self, path: str) -> bool:
     return (self._root / path).is_dir()

@@ -8,6 +8,7 @@ import struct
 import tarfile
 
 import tqdm
+from absl import logging
 
 from input_pipeline.listing import Kinds, is_hidden, is_image
 
@@ -175,8 +176,11 @@ def tar_members(file, found: Members) -> None:
   except _DAMAGED as error:
     raise DamagedError(f'the .tar is cut off or damaged: {error}') from error
   # The reader takes a header that it cannot read for the end.
-  if file.read(end, 512).strip(b'\0'):
+  mark = file.read(end, 512)
+  if mark.strip(b'\0'):
     raise DamagedError(f'the .tar is damaged at byte {end}')
+  if len(mark) < 512:
+    logging.warning('the .tar has no end mark; members may be cut off')
   if links:
     targets = {name: i for i, name in enumerate(found.names)}
   for name, target in links:

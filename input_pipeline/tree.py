@@ -1,14 +1,19 @@
 """Files below a folder, wherever they lie."""
 
+import errno
 import functools
 import os
 import stat
+from collections.abc import Callable
 from typing import Protocol
 
 from etils import epath
 
 from input_pipeline import listing
 from input_pipeline.names import Listing, shown
+
+TESTS = ('test', 'val', 'valid', 'validation')  # the first that is there
+_DEEPEST = 32  # folders each alone in the one above; links may go in circles
 
 
 class Tree(Protocol):
@@ -35,6 +40,55 @@ class Tree(Protocol):
     """Content of an image; OSError if it cannot be read."""
 
 
+def splits(tree: Tree) -> dict[str, bytes]:
+  """The folders of the first level that are splits.
+
+  Args:
+    tree: listed, if need be.
+
+  Returns:
+    {name in lower case: name}; empty without.
+  """
+  folders = tree.folders()
+  names = {name.decode(errors='replace').lower(): name for name in folders}
+  found = {key: names[key] for key in ('train', *TESTS) if key in names}
+  if 'train' not in found:
+    return {}
+  if len(found) == 1 and len(folders) > 1:
+    # `train` alone, among others with images, is a class of vehicles.
+    return found if len(tree.listing().folders()[0]) == 1 else {}
+  return found
+
+
+def descend(
+  look: Callable[[bytes], tuple[list[bytes], bool]],
+) -> tuple[bytes, list[bytes]]:
+  """Goes down while a folder holds one folder and no images beside it.
+
+  Folders that hold images themselves, which are classes, are not entered, and
+  neither is `train`.
+
+  Args:
+    look: finds the folders in a folder, and whether images are beside them.
+
+  Returns:
+    (path from the top, empty or ending in '/'; the folders there).
+  """
+  above, (folders, loose) = b'', look(b'')
+  for _ in range(_DEEPEST):
+    if loose or len(folders) != 1 or folders[0].lower() == b'train':
+      break
+    inner = above + folders[0] + b'/'
+    found, loose = look(inner)
+    if not loose:
+      above, folders = inner, found
+  return above, folders
+
+
+def _has_train(folders: list[bytes]) -> bool:
+  return b'train' in map(bytes.lower, folders)
+
+
 def read_file(path: str | bytes) -> bytes:
   """Reads a local file.
 
@@ -50,8 +104,12 @@ def read_file(path: str | bytes) -> bytes:
   """
   # Without O_NONBLOCK opening a pipe waits for someone to write into it.
   number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  mode = os.fstat(number).st_mode
+  if stat.S_ISDIR(mode):  # `open` would tell its number for a name
+    os.close(number)
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
   with open(number, 'rb', buffering=0) as file:
-    if not stat.S_ISREG(os.fstat(number).st_mode):
+    if not stat.S_ISREG(mode):
       raise OSError('not a regular file')
     return file.readall()
 
@@ -64,23 +122,44 @@ class LocalTree:
     self.name, self.root = shown(os.fsencode(root)), root
     self._root = os.fsencode(root)
 
+  def _look(self, above: bytes = b'') -> tuple[list[bytes], bool]:
+    found, loose = [], False
+    with os.scandir(os.path.join(self._root, above)) as entries:
+      for entry in entries:
+        if listing.is_hidden(entry.name):
+          continue
+        if listing.entry_kind(entry) == 'folder':
+          found.append(entry.name)
+        else:
+          loose |= listing.is_image(entry.name)
+    return sorted(found), loose
+
+  @functools.cached_property
+  def _above(self) -> bytes:
+    """Path to the folder that holds the splits, if it is not the top."""
+    try:
+      above, folders = descend(self._look)
+    except OSError:  # told when it is listed
+      return b''
+    return above if _has_train(folders) else b''
+
   def folders(self) -> list[bytes]:
     """See `Tree`."""
-    with os.scandir(self._root) as entries:
-      found = [entry.name for entry in entries if entry.is_dir()]
-    return sorted(name for name in found if not listing.is_hidden(name))
+    return self._look(self._above)[0]
 
   def listing(self, folder: bytes = b'') -> Listing:
     """See `Tree`."""
-    if not folder:
-      return listing.list_folder(self.root)
-    path = os.path.join(self.root, os.fsdecode(folder))
-    return listing.list_folder(path, above=folder + b'/')
+    above = self._above + folder + b'/' * bool(folder)
+    path = os.path.join(self.root, os.fsdecode(above)) if above else self.root
+    return listing.list_folder(path, above=above)
 
   def table(self, path: str) -> bytes | None:
     """See `Tree`."""
-    path = os.path.join(self.root, path)
-    return read_file(path) if os.path.exists(path) else None
+    for above in dict.fromkeys((os.fsdecode(self._above), '')):
+      file = os.path.join(self.root, above, path)
+      if os.path.exists(file):
+        return read_file(file)
+    return None
 
   def read(self, images: Listing, index: int) -> bytes:
     """See `Tree`."""
@@ -97,24 +176,36 @@ class RemoteTree:
     self._root = epath.Path(root)
 
   @functools.cached_property
-  def _folders(self) -> list[bytes]:
-    return listing.RemoteWalk(self.root).top_folders()
+  def _top(self) -> tuple[bytes, list[bytes]]:
+    """As `descend`, or the top itself."""
+    found = {}
+
+    def look(above):
+      found[above] = listing.RemoteWalk(self._path(above)).top_folders()
+      return found[above]
+
+    above, folders = descend(look)
+    return (above, folders) if _has_train(folders) else (b'', found[b''][0])
+
+  def _path(self, above: bytes) -> str:
+    return f'{self.root}/{os.fsdecode(above)}'.rstrip('/')
 
   def folders(self) -> list[bytes]:
     """See `Tree`."""
-    return self._folders
+    return self._top[1]
 
   def listing(self, folder: bytes = b'') -> Listing:
     """See `Tree`."""
-    if not folder:
-      return listing.list_folder(self.root)
-    path = f'{self.root}/{os.fsdecode(folder)}'
-    return listing.list_folder(path, above=folder + b'/')
+    above = self._top[0] + folder + b'/' * bool(folder)
+    return listing.list_folder(self._path(above), above=above)
 
   def table(self, path: str) -> bytes | None:
     """See `Tree`."""
-    path = self._root / path
-    return path.read_bytes() if path.exists() else None
+    for above in dict.fromkeys((os.fsdecode(self._top[0]), '')):
+      file = self._root / above / path
+      if file.exists():
+        return file.read_bytes()
+    return None
 
   def read(self, images: Listing, index: int) -> bytes:
     """See `Tree`."""

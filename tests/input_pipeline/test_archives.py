@@ -71,6 +71,12 @@ def test_as_the_folder(tmp_path, name):
   assert folder.has_split(path, 'test') and not folder.has_split(path, 'x')
 
 
+@both
+def test_one_class_alone(tmp_path, name):
+  path = make(tmp_path / name, ('top/cats/1.png', 'top/cats/2.png'))
+  assert load(path, labels='folders').classes == ('cats',)
+
+
 @pytest.mark.parametrize(
   'method',
   [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED],
@@ -301,13 +307,16 @@ def test_random_damage_to_a_zip_raises_only_what_it_should(tmp_path):
 
 
 @pytest.mark.parametrize('cut', [-1024, 1600, 700, 100])
-def test_a_tar_that_is_cut_off(tmp_path, cut):
+def test_a_tar_that_is_cut_off(tmp_path, cut, caplog):
   path = make_tar(tmp_path / 'x.tar', ['a.png', 'b.png'])
+  load(path)
+  assert not caplog.text
   content = path.read_bytes().rstrip(b'\0') + bytes(1024)
   path.write_bytes(content[:cut])
   if cut == -1024:  # only the end mark is missing, and what fills the block
     path.write_bytes(content[:-1024] + bytes(-len(content) % 512))
     assert len(load(path)) == 2
+    assert 'no end mark; members may be cut off' in caplog.text
     return
   with pytest.raises(ValueError, match='x.tar: the .tar is .* copy or pack'):
     load(path)
@@ -404,11 +413,11 @@ def test_tables_in_the_archive_or_beside_it(tmp_path, name):
       add(file, 'top/labels.csv', table.encode())
   source = load(path, labels='labels.csv')
   assert source.classes == ('a', 'b') and source.labels.tolist() == [1, 0]
-  assert names(source) == ['1.png', '2.png']
+  assert names(source) == ['images/1.png', 'images/2.png']
   (tmp_path / 'beside.csv').write_text('1.png,c\n')
   source = load(path, labels='beside.csv')
   assert source.classes == ('c',) and len(source) == 1
-  with pytest.raises(FileNotFoundError, match='no table of labels'):
+  with pytest.raises(ValueError, match='no table of labels'):
     load(path, labels='nowhere.csv')
 
 

@@ -1,4 +1,7 @@
 import io
+import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -60,6 +63,55 @@ def test_transparent_pixels_lie_on_white():
   expected = GRADIENT * share[..., 0] + 255 * (1 - share[..., 0])
   np.testing.assert_allclose(decode(grey, 1)[..., 0], expected, atol=1)
   np.testing.assert_array_equal(decode(grey, 3), decode(grey, 1).repeat(3, -1))
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize(
+  'image, clear',
+  [
+    (Image.new('RGB', (2, 1), (7, 7, 7)), (7, 7, 7)),
+    (Image.new('L', (2, 1), 7), 7),
+    (Image.new('1', (2, 1), 1), 1),
+    (Image.fromarray(np.full((1, 2), 1000, np.uint16)), 1000),
+  ],
+  ids=lambda value: getattr(value, 'mode', ''),
+)
+def test_one_transparent_colour(image, clear, channels):
+  image.putpixel((1, 0), 0)
+  out = decode(encode(image, transparency=clear), channels)
+  assert (out[0, 0] == 255).all() and (out[0, 1] == 0).all()
+  kept = decode(encode(image, transparency=clear), 4)
+  assert kept[0, :, 3].tolist() == [0, 255]
+
+
+def chunked_png(bits, kind, clear, rows):
+  """A PNG of one row of pixels, packed by hand."""
+  out = b'\x89PNG\r\n\x1a\n'
+  header = np.array([2, 1], '>u4').tobytes() + bytes([bits, kind, 0, 0, 0])
+  body = zlib.compress(b'\0' + rows)
+  for name, content in (
+    (b'IHDR', header),
+    (b'tRNS', clear),
+    (b'IDAT', body),
+    (b'IEND', b''),
+  ):
+    sizes = len(content), zlib.crc32(name + content)
+    size, check = (np.array(number, '>u4').tobytes() for number in sizes)
+    out += size + name + content + check
+  return out
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    chunked_png(2, 0, b'\0\2', b'\x80'),
+    chunked_png(4, 0, b'\0\5', b'\x50'),
+    chunked_png(16, 2, b'\7\7\1\2\3\4', b'\7\7\1\2\3\4' + bytes(6)),
+  ],
+  ids=['2 bits', '4 bits', 'colours of 16 bits'],
+)
+def test_a_transparent_colour_of_other_bits(data):
+  np.testing.assert_array_equal(decode(data, 3), [[[255] * 3, [0] * 3]])
 
 
 def test_palettes():
@@ -157,8 +209,8 @@ def test_a_huge_jpeg_is_reduced(monkeypatch):
   assert out.shape == (40, 50, 3)  # below 64 x 64
   small = np.asarray(image.reduce(8), int)
   assert np.abs(out - small).mean() < 2
-  monkeypatch.setattr(module, 'TOO_LARGE', 40 * 50 - 1)
-  with pytest.raises(UnreadableError, match='50 x 40 pixels are too many'):
+  monkeypatch.setattr(module, 'MAX_BYTES', 40 * 50 * 10 - 1)
+  with pytest.raises(UnreadableError, match='50 x 40 pixels of RGB are too'):
     decode(data, 3)
 
 
@@ -166,8 +218,8 @@ def test_a_huge_png_is_refused(monkeypatch):
   data = encode(COLOR)
   monkeypatch.setattr(module, 'LARGE', 8 * 12 - 1)
   np.testing.assert_array_equal(decode(data, 3), COLOR)  # one at a time
-  monkeypatch.setattr(module, 'TOO_LARGE', 8 * 12 - 1)
-  with pytest.raises(UnreadableError, match='12 x 8 pixels are too many'):
+  monkeypatch.setattr(module, 'MAX_BYTES', 8 * 12 * 10 - 1)
+  with pytest.raises(UnreadableError, match='12 x 8 pixels of RGB are too'):
     decode(data, 3)
   assert not module._large.locked()
 
@@ -182,6 +234,78 @@ def test_a_bomb_is_refused_unopened():
   ).tobytes()
   with pytest.raises(UnreadableError, match='60000 x 60000 pixels'):
     decode(bytes(data), 3)
+
+
+@pytest.mark.parametrize(
+  'kind, width, wrong',
+  [
+    ('BMP', struct.pack('<2L', 12, 8), struct.pack('<2L', 9999, 8)),
+    ('PPM', b'12 8', b'9999 8'),
+    (
+      'TIFF',
+      struct.pack('<2H2L', 256, 4, 1, 12),
+      struct.pack('<2H2L', 256, 4, 1, 9999),
+    ),
+  ],
+  ids=['BMP', 'PPM', 'TIFF'],
+)
+def test_a_header_that_claims_more_than_the_file_holds(
+  kind, width, wrong, monkeypatch
+):
+  data = encode(COLOR, kind)
+  assert data.count(width) == 1
+  monkeypatch.setattr(Image.Image, 'load', lambda *_: pytest.fail('memory'))
+  with pytest.raises(UnreadableError, match='9999 x 8 pixels do not fit into'):
+    decode(data.replace(width, wrong), 3)
+
+
+def test_memory_is_counted_in_bytes(monkeypatch):
+  """Not only in pixels: turning, converting and copying take more."""
+  monkeypatch.setattr(module, 'LARGE', 0)
+  monkeypatch.setattr(module, 'MAX_BYTES', 8 * 12 * 9)
+  decode(encode(GRADIENT), 1)
+  decode(encode(Image.fromarray(GRADIENT.astype(np.uint16))), 1)
+  cmyk = encode(Image.fromarray(COLOR).convert('CMYK'), 'TIFF')
+  for data in (cmyk, encode(GRADIENT, exif=turned()), encode(COLOR)):
+    with pytest.raises(UnreadableError, match='too many'):
+      decode(data, 3)
+
+
+def turned():
+  exif = Image.Exif()
+  exif[0x0112] = 3
+  return exif
+
+
+def test_wide_images_are_scaled_in_strips(monkeypatch):
+  monkeypatch.setattr(module, '_STRIP', 25)
+  wide = np.arange(96, dtype=np.uint16).reshape(8, 12) * 682
+  out = decode(encode(Image.fromarray(wide)), 1)
+  np.testing.assert_array_equal(out[..., 0], np.round(wide / 257))
+
+
+def test_32_bits_have_no_known_range():
+  data = encode(Image.fromarray(GRADIENT.astype(np.int32)), 'TIFF')
+  with pytest.raises(UnreadableError, match='32-bit or signed pixels'):
+    decode(data, 3)
+
+
+def test_strange_tags_are_no_news():
+  """Pillow's warnings do not say in which file."""
+  code = (
+    'import input_pipeline.decode, io\n'
+    'from PIL import Image\n'
+    'exif = Image.Exif()\n'
+    "exif.load(b'Exif\\0\\0II*\\0\\x08\\0\\0\\0\\x09\\0')\n"
+    'dict(exif)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-W', 'always', '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert 'Corrupt EXIF' not in done.stderr
 
 
 def test_floats_have_no_known_range():

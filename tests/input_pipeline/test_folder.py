@@ -94,6 +94,45 @@ def test_linked_folders_are_followed_once(tmp_path):
   assert names(load(tmp_path / 'data')) == ['a/1.png', 'b/2.png', 'c/x/3.png']
 
 
+def test_links_that_lead_nowhere(tmp_path, cache):
+  """Or to themselves: the rest counts, and their target once it is there."""
+  root = tmp_path / 'data'
+  write(root, 'train/a/1.png', 'train/b/2.png')
+  for link, target in (
+    ('self.jpg', 'self.jpg'),
+    ('train/b/me.png', 'me.png'),
+    ('train/c', '../../later'),
+  ):
+    os.symlink(target, root / link)
+  settle(root)
+  assert names(load(root)) == ['a/1.png', 'b/2.png']
+  assert names(load(root, 'all')) == ['train/a/1.png', 'train/b/2.png']
+  assert not list(cache.iterdir())
+  write(tmp_path, 'later/3.png')
+  assert names(load(root)) == ['a/1.png', 'b/2.png', 'c/3.png']
+
+
+def test_a_link_does_not_take_the_images_of_its_target(tmp_path):
+  write(tmp_path, 'y/1.png', 'z/2.png', '.hidden/3.png')
+  os.symlink('z', tmp_path / 'a')
+  os.symlink('.hidden', tmp_path / 'h')
+  source = load(tmp_path)
+  assert source.classes == ('h', 'y', 'z')
+  assert names(source) == ['h/3.png', 'y/1.png', 'z/2.png']
+
+
+def test_another_folder_with_the_time_stamps_of_the_first(tmp_path):
+  for name in ('one', 'two'):
+    write(tmp_path / name, f'a/{name}.png')
+  for folder in ('one/a', 'two/a', 'one', 'two'):
+    os.utime(tmp_path / folder, (1e9, 1e9))
+  (tmp_path / 'one').rename(tmp_path / 'data')
+  assert names(load(tmp_path / 'data')) == ['a/one.png']
+  (tmp_path / 'data').rename(tmp_path / 'old')
+  (tmp_path / 'two').rename(tmp_path / 'data')
+  assert names(load(tmp_path / 'data')) == ['a/two.png']
+
+
 HOSTILE = [
   'white space .png',
   'line\nbreak.png',
@@ -178,6 +217,42 @@ def test_train_may_be_a_class(tmp_path):
   assert not module.has_split(tmp_path, 'test')
   (tmp_path / 'car').rename(tmp_path / 'valid')
   assert names(load(tmp_path)) == ['2.png']
+
+
+def test_a_folder_too_high(tmp_path):
+  write(tmp_path, 'x/y/train/a/1.png', 'x/y/train/b/2.png', 'x/y/val/b/3.png')
+  (tmp_path / 'labels.csv').write_text('val/b/3.png,c\n')
+  assert names(load(tmp_path)) == ['a/1.png', 'b/2.png']
+  test = load(tmp_path, 'test')
+  assert test.labels.tolist() == [1] and len(load(tmp_path, 'all')) == 3
+  assert test.where(0) == f'{tmp_path}/x/y/val/b/3.png'
+  assert load(tmp_path, 'test', labels='labels.csv').classes == ('c',)
+  write(tmp_path, 'loose.png')
+  assert len(load(tmp_path)) == 4
+
+
+def test_folders_without_images_beside_train(tmp_path):
+  write(tmp_path, 'train/a/1.png', 'train/b/2.png', 'Annotations/a.xml')
+  assert load(tmp_path).classes == ('a', 'b')
+
+
+def test_labels_that_disappear_are_told(tmp_path, caplog):
+  write(
+    tmp_path, 'train/a/1.png', 'train/b/2.png', 'val/a/3.png', 'val/c/4.png'
+  )
+  load(tmp_path)
+  assert not caplog.text
+  load(tmp_path, 'val')
+  assert '1 classes of val are not in train, such as c' in caplog.text
+  write(tmp_path, 'train/preview.png')
+  assert load(tmp_path).labels is None
+  assert 'no labels, for train/preview.png is in no sub' in caplog.text
+
+
+def test_an_empty_split_for_testing(tmp_path):
+  write(tmp_path, 'train/a/1.png', 'test/a.txt')
+  with pytest.raises(ValueError, match='1 .txt; .* --config.data.test_split='):
+    load(tmp_path, 'test')
 
 
 def test_train_alone_is_a_split(tmp_path):

@@ -1,4 +1,5 @@
 import logging
+import unicodedata
 
 import numpy as np
 import pytest
@@ -39,6 +40,9 @@ TABLES = {
   'quotes and blanks': '"./a.png" ,"cat"\n\n"d//b.png", dog \n\n'.replace(
     '" ,', '",'
   ),
+  'blank lines': 'a.png,cat\n   \n , \nd/b.png,dog\n',
+  'backslashes': 'a.png,cat\n.\\d\\b.png,dog\n',
+  'other words': 'image_id,target\na.png,cat\nd/b.png,dog\n',
   'no last newline': 'a.png,cat\nd/b.png,dog',
 }
 
@@ -62,6 +66,14 @@ def test_utf_16_and_names_of_any_bytes(tmp_path):
   assert load(tmp_path).classes == ('größe',)
   (tmp_path / 'labels.csv').write_bytes(b'x\xff.png,a\xff\n')
   assert load(tmp_path).classes == ('a\\xff',)
+
+
+@pytest.mark.parametrize('there, named', [('NFC', 'NFD'), ('NFD', 'NFC')])
+def test_accents_of_other_systems(tmp_path, there, named):
+  write(tmp_path, unicodedata.normalize(there, 'é.png'))
+  path = unicodedata.normalize(named, 'é.png')
+  (tmp_path / 'labels.csv').write_text(f'{path},a\n')
+  assert load(tmp_path).labels.tolist() == [0]
 
 
 def test_the_order_is_that_of_the_files(tmp_path):
@@ -134,13 +146,19 @@ def test_a_file_named_in_two_ways(tmp_path):
 
 def test_a_table_that_is_not_there(tmp_path):
   write(tmp_path, 'train/1.png', 'val/1.png')
-  with pytest.raises(FileNotFoundError, match="no table of labels 'folder' in"):
+  with pytest.raises(ValueError, match="no table of labels 'folder' in"):
     load(tmp_path, 'folder')
-  with pytest.raises(FileNotFoundError):
+  with pytest.raises(ValueError, match="'/nowhere/labels.csv': No such file"):
     load(tmp_path, '/nowhere/labels.csv')
   (tmp_path / 'val/labels.csv').write_text('1.png,a\n')
-  with pytest.raises(FileNotFoundError, match='no table of labels'):
+  with pytest.raises(ValueError, match='no table of labels'):
     load(tmp_path)
+  with pytest.raises(
+    ValueError, match="labels 'val': Is a directory; .*'auto'"
+  ):
+    load(tmp_path, 'val')
+  with pytest.raises(ValueError, match="labels are empty; they may be 'auto'"):
+    load(tmp_path, '')
 
 
 def test_a_table_that_names_no_image_of_the_split(tmp_path):
