@@ -30,6 +30,7 @@ class Cropper:
     channels: of the result.
     decode_part: where given, upright JPEGs are decoded anew for every view, and
       only where it is cut; else once, wholly.
+    part_pixels: images of fewer pixels are decoded wholly all the same.
   """
 
   def __init__(
@@ -37,9 +38,10 @@ class Cropper:
     views: Sequence[View],
     channels: int,
     decode_part: DecodePart | None = None,
+    part_pixels: int = 0,
   ):
     self.views, self.channels = tuple(views), channels
-    self._decode_part = decode_part
+    self._decode_part, self._part_pixels = decode_part, part_pixels
     # Smallest and largest of every view, [2, views, 1].
     self._scale = np.array([view.scale for view in views]).T[..., None]
     self._ratio = np.array([view.ratio for view in views]).T[..., None]
@@ -61,7 +63,7 @@ class Cropper:
       UnreadableError: it cannot be decoded.
     """
     size = jpeg_size(data) if self._decode_part else None
-    if size:
+    if size and size[0] * size[1] >= self._part_pixels:
       boxes = self._boxes(draws, size)
       parts = [
         [Image.fromarray(plane) for plane in _planes(part)]

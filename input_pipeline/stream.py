@@ -21,10 +21,11 @@ from input_pipeline.source import Source
 from input_pipeline.unreadable import tell
 from input_pipeline.views import View, check_views
 
-# Decoding only what a crop needs, once per view, beats decoding the image once
-# for so many views (docs/performance.md): entropy coding, which takes most of
-# the time, is done anew for every view up to the crop's last row.
-FUSED_VIEWS = 1
+# Decoding only what a crop needs pays for one view of a large image: a tenth
+# of the time at 2000 x 1500 px, half at 4000 x 3000, nothing at 500 x 375; for
+# two views of 2000 x 1500 it costs more (docs/performance.md). What is above a
+# crop has to be undone for every view.
+FUSED_VIEWS, FUSED_PIXELS = 1, 10**6
 # Rows that a thread does at a time: TensorFlow's calls of Python are not free.
 ROWS = 8
 # So many unreadable images one after the other are not an accident.
@@ -84,7 +85,9 @@ class Stream:
     )
     self._workers, self._prefetch = workers, prefetch
     self._rows = LocalRows(batch_size, sharding)
-    self._fused = len(views) <= FUSED_VIEWS if fused is None else fused
+    self._part_pixels = None  # decoded once, wholly
+    if fused or (fused is None and len(views) <= FUSED_VIEWS):
+      self._part_pixels = 0 if fused else FUSED_PIXELS
     self._background, self._next = None, None
     shapes = {
       name: ((*view.size, channels), np.uint8)
@@ -175,7 +178,8 @@ class Stream:
     cropper = Cropper(
       tuple(self.views.values()),
       self.channels,
-      _decode_part if self._fused else None,
+      None if self._part_pixels is None else _decode_part,
+      self._part_pixels or 0,
     )
     local = self._rows.rows
     part = max(n for n in range(1, ROWS + 1) if len(local) % n == 0)

@@ -15,6 +15,9 @@ def compilation_cache() -> None:
     home = os.environ.get('REPRE_JAX_CACHE', '~/.cache/repre_jax')
     path = pathlib.Path(home).expanduser() / 'xla'
     jax.config.update('jax_compilation_cache_dir', str(path))
+    # By default programs of less than a second are compiled at every start:
+    # together they took two seconds of a warm one.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def installed(package: str) -> bool:

@@ -234,9 +234,22 @@ def test_fused_decoding_differs_at_the_border_of_a_crop_at_most():
       assert off[:, 2:-2, 2:-2].max() <= 12
 
 
-def test_one_view_decodes_fused_and_more_do_not():
-  assert make(views=dict(one=VIEWS['one']))._fused
-  assert not make()._fused
+def test_one_view_of_a_large_image_decodes_fused(monkeypatch):
+  parts = []
+
+  def decode_part(data, box, channels, whole=stream._decode_part):
+    parts.append(box)
+    return whole(data, box, channels)
+
+  monkeypatch.setattr(stream, '_decode_part', decode_part)
+  one = dict(one=VIEWS['one'])
+  take(make(views=one, workers=1), 0, 1)
+  assert not parts
+  monkeypatch.setattr(stream, 'FUSED_PIXELS', 20 * 40)
+  take(make(workers=1), 0, 1)
+  assert not parts
+  take(make(views=one, workers=1), 0, 1)
+  assert parts
 
 
 def test_resident_and_streamed_views_have_one_distribution():
