@@ -232,7 +232,7 @@ def _from_table(tree, folder, path, images, siblings) -> Files:
   )
   if not len(rows):
     raise ValueError(f'{path}: names none of the {len(images)} images')
-  logging.info(
+  logging.warning(
     '%s names %d images; %d others are left out',
     path,
     len(rows),

@@ -79,7 +79,7 @@ def list_folder(folder: str, *, above: bytes = b'') -> Listing:
   kept = cache.read_arrays(path, _KEYS)
   if kept is not None and (remote or _unchanged(folder, kept)):
     if remote:
-      logging.info(
+      logging.warning(
         '%s: taking the list of images as of the last time; delete %s to have '
         'it listed again',
         folder,

@@ -200,7 +200,7 @@ class TestSizes:
     assert '4x4' in line and '8x8' in line
 
   def test_no_image(self, cli):
-    assert 'positive' in tiny(cli, '--config.data.image_size=0')
+    assert 'must be at least 1' in tiny(cli, '--config.data.image_size=0')
 
   def test_crop_below_a_pixel(self, cli):
     line = tiny(cli, '--config.views.view1.scale=(0.001, 1.0)')

@@ -46,7 +46,7 @@ def test_splits_share_no_pixel(tile):
 
 def test_tiles_come_from_their_part(monkeypatch):
   """A marked right quarter never shows up in training, always in testing."""
-  read = photos._read
+  read = photos.open_photo
 
   def marked(file, mode):
     photo = read(file, mode)
@@ -55,7 +55,7 @@ def test_tiles_come_from_their_part(monkeypatch):
     photo.paste(0, (0, 0, cut, photo.height))
     return photo
 
-  monkeypatch.setattr(photos, '_read', marked)
+  monkeypatch.setattr(photos, 'open_photo', marked)
   assert sources.load('photos', gray=True).images.max() == 0
   test = sources.load('photos', gray=True, split='test')
   assert test.images.min() == 255
@@ -64,7 +64,7 @@ def test_tiles_come_from_their_part(monkeypatch):
 def test_labels_name_the_photograph():
   train = sources.load('photos', tile=48, gray=True)
   label = train.classes.index('coins')
-  photo = np.asarray(photos._read('skimage/data/coins.png', 'L'))
+  photo = np.asarray(photos.open_photo('skimage/data/coins.png', 'L'))
   windows = np.lib.stride_tricks.sliding_window_view(photo, (48, 48))
   tile = train.images[train.labels == label][0, ..., 0]
   places = windows[::8, ::8]
