@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 
 import numpy as np
 from PIL import Image
@@ -44,3 +45,23 @@ def first_pixels(source):
   """The first byte of each decoded image."""
   opened = (Image.open(io.BytesIO(source.read(i))) for i in range(len(source)))
   return [int(np.asarray(image).flat[0]) for image in opened]
+
+
+def read_by_threads(source, expected, threads=8):
+  """Indices that some of many threads read something else at.
+
+  Each thread reads every image a few times, in an order of its own.
+  """
+  wrong = []
+
+  def read():
+    for index in np.random.permutation(np.repeat(np.arange(len(source)), 5)):
+      if source.read(int(index)) != expected[index]:
+        wrong.append(index)
+
+  pool = [threading.Thread(target=read) for _ in range(threads)]
+  for thread in pool:
+    thread.start()
+  for thread in pool:
+    thread.join()
+  return wrong

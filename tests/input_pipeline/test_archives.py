@@ -3,12 +3,18 @@ import logging
 import os
 import subprocess
 import tarfile
-import threading
 import zipfile
 
 import numpy as np
 import pytest
-from image_files import first_pixels, names, png, settle, write
+from image_files import (
+  first_pixels,
+  names,
+  png,
+  read_by_threads,
+  settle,
+  write,
+)
 
 from input_pipeline import archives, folder, members, sources
 
@@ -424,19 +430,8 @@ def test_tables_in_the_archive_or_beside_it(tmp_path, name):
 @both
 def test_many_threads_may_read(tmp_path, name):
   path = make(tmp_path / name, [f'{i:02}.png' for i in range(20)])
-  source, wrong = load(path), []
-
-  def read():
-    for index in np.random.permutation(20):
-      if source.read(int(index)) != png(int(index)):
-        wrong.append(index)
-
-  threads = [threading.Thread(target=read) for _ in range(8)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert not wrong
+  source = load(path)
+  assert not read_by_threads(source, [png(i) for i in range(20)])
 
 
 def test_the_file_is_closed(tmp_path):

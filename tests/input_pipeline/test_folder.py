@@ -2,7 +2,6 @@ import errno
 import logging
 import os
 import socket
-import threading
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from image_files import (
   first_pixels,
   names,
   png,
+  read_by_threads,
   settle,
   write,
 )
@@ -392,19 +392,8 @@ def test_files_that_change_after_listing(tmp_path):
 
 def test_many_threads_may_read(tmp_path):
   write(tmp_path, *(f'{i:02}.png' for i in range(20)))
-  source, wrong = load(tmp_path), []
-
-  def read():
-    for index in np.random.permutation(20):
-      if source.read(int(index)) != png(int(index)):
-        wrong.append(index)
-
-  threads = [threading.Thread(target=read) for _ in range(8)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert not wrong
+  source = load(tmp_path)
+  assert not read_by_threads(source, [png(i) for i in range(20)])
 
 
 def test_nothing_to_find(tmp_path):

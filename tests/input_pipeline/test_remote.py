@@ -3,13 +3,11 @@
 import logging
 import os
 import tarfile
-import threading
 import zipfile
 
-import numpy as np
 import pytest
 from etils.epath import backend, gpath
-from image_files import first_pixels, names, png, write
+from image_files import first_pixels, names, png, read_by_threads, write
 
 from input_pipeline import folder, sources
 from input_pipeline.in_memory import to_arrays
@@ -130,20 +128,8 @@ def test_an_archive(bucket, name):
   source = load(f'gs://bucket/{name}')
   assert source.classes == ('a', 'b')
   assert source.where(0) == f'gs://bucket/{name}/top/a/0.png'
-  wrong = []
   calls.clear()
-
-  def read():
-    for index in np.random.permutation(20):
-      if source.read(int(index)) != png(int(index)):
-        wrong.append(index)
-
-  threads = [threading.Thread(target=read) for _ in range(4)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert not wrong
+  assert not read_by_threads(source, [png(i) for i in range(20)], threads=4)
   assert len([kind for kind, _ in calls if kind == 'open']) == 4  # each its own
   assert to_arrays(source, channels=3).images.shape == (20, 3, 4, 3)
 

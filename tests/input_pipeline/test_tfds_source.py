@@ -3,10 +3,10 @@ import logging
 import pathlib
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
+from image_files import read_by_threads
 
 from input_pipeline import cache as cache_module
 from input_pipeline import in_memory, records, sources, tfds_source
@@ -174,21 +174,10 @@ def test_what_changes_has_another_key(data_dir):
 
 @pytest.mark.parametrize('name', FORMATS)
 def test_many_threads_may_read(data_dir, name):
-  source, wrong = load(data_dir, name), []
+  source = load(data_dir, name)
   expected = [source.read(i) for i in range(7)]
   source = load(data_dir, name)  # nothing opened yet
-
-  def read():
-    for index in np.random.permutation(np.repeat(np.arange(7), 20)):
-      if source.read(int(index)) != expected[index]:
-        wrong.append(index)
-
-  threads = [threading.Thread(target=read) for _ in range(8)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert not wrong
+  assert not read_by_threads(source, expected)
 
 
 def test_features_are_found_by_type(data_dir):

@@ -39,7 +39,10 @@ def test_one_image_of_many_ends_nothing():
   found = watch(0.01, size=10**6)
   found.check(dict(replaced=1.0))
   for _ in range(200):
-    found.check(dict(replaced=0.0))
+    assert found.check(dict(replaced=0.0)) is None
+  with pytest.raises(ValueError, match='could not be read'):
+    for _ in range(30):
+      found.check(dict(replaced=1.0))
 
 
 @pytest.mark.parametrize('size, reports', [(10**6, 100), (48, 4), (10, 1)])
