@@ -161,5 +161,8 @@ def make_feed(
 def decoded(config: Any, source: Source) -> Arrays:
   """All images in memory, at `data.resident_size` if it is set."""
   return to_arrays(
-    source, channels=channels_of(config, source), size=config.resident_size
+    source,
+    channels=channels_of(config, source),
+    size=config.resident_size,
+    workers=config.workers,
   )

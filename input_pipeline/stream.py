@@ -85,9 +85,8 @@ class Stream:
     )
     self._workers, self._prefetch = workers, prefetch
     self._rows = LocalRows(batch_size, sharding)
-    self._part_pixels = None  # decoded once, wholly
-    if fused or (fused is None and len(views) <= FUSED_VIEWS):
-      self._part_pixels = 0 if fused else FUSED_PIXELS
+    self._fused = len(views) <= FUSED_VIEWS if fused is None else fused
+    self._part_pixels = FUSED_PIXELS if fused is None else 0
     self._background, self._next = None, None
     shapes = {
       name: ((*view.size, channels), np.uint8)
@@ -178,8 +177,8 @@ class Stream:
     cropper = Cropper(
       tuple(self.views.values()),
       self.channels,
-      None if self._part_pixels is None else _decode_part,
-      self._part_pixels or 0,
+      _decode_part if self._fused else None,
+      self._part_pixels,
     )
     local = self._rows.rows
     part = max(n for n in range(1, ROWS + 1) if len(local) % n == 0)

@@ -1,4 +1,4 @@
-"""Real photographs for the oracles."""
+"""Real photographs for the oracles; nothing is kept between tests."""
 
 import numpy as np
 import pytest
@@ -13,3 +13,11 @@ def photos():
   return np.stack(
     [np.asarray(Image.fromarray(image).resize((128, 96))) for image in sources]
   )
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+  """Where lists and decoded images are kept: a folder of the test's own."""
+  folder = tmp_path_factory.mktemp('cache')
+  monkeypatch.setenv('REPRE_JAX_CACHE', str(folder))
+  return folder

@@ -21,13 +21,6 @@ from input_pipeline import archives, folder, members, sources
 PATHS = ('data/train/b/1.png', 'data/train/a/2.PNG', 'data/val/b/ü 3.png')
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-  kept = tmp_path_factory.mktemp('cache')
-  monkeypatch.setenv('REPRE_JAX_CACHE', str(kept))
-  return kept
-
-
 def load(path, split='train', **options):
   return sources.load('folder', data_dir=path, split=split, **options)
 

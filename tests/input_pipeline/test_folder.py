@@ -19,13 +19,6 @@ from input_pipeline import listing, sources
 from input_pipeline.decode import UnreadableError, decode
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-  folder = tmp_path_factory.mktemp('cache')
-  monkeypatch.setenv('REPRE_JAX_CACHE', str(folder))
-  return folder
-
-
 def load(root, split='train', **options):
   return sources.load('folder', data_dir=root, split=split, **options)
 

@@ -9,11 +9,6 @@ from input_pipeline import sources
 from input_pipeline.labels import number_classes
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-  monkeypatch.setenv('REPRE_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
-
-
 def load(root, labels='labels.csv', split='train'):
   return sources.load('folder', data_dir=root, split=split, labels=labels)
 

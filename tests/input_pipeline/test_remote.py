@@ -17,13 +17,6 @@ local = pytest.importorskip('fsspec.implementations.local')
 
 
 @pytest.fixture
-def cache(tmp_path_factory, monkeypatch):
-  kept = tmp_path_factory.mktemp('cache')
-  monkeypatch.setenv('REPRE_JAX_CACHE', str(kept))
-  return kept
-
-
-@pytest.fixture
 def bucket(tmp_path, monkeypatch, cache):
   """The folder that stands for gs://bucket; it counts calls."""
 
