@@ -6,6 +6,7 @@ import numpy as np
 from flax import linen as nn
 
 from models.attention import Attention
+from models.dense import Dense
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -93,12 +94,10 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [b, n, d] to [b, n, d] in `dtype`."""
     xavier = nn.initializers.xavier_uniform()
-    y = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=xavier, name='fc1')(
-      x
+    y = Dense(self.hidden, dtype=self.dtype, kernel_init=xavier, name='fc1')(x)
+    return Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier, name='fc2')(
+      gelu(y)
     )
-    return nn.Dense(
-      x.shape[-1], dtype=self.dtype, kernel_init=xavier, name='fc2'
-    )(gelu(y))
 
 
 def layer_norm(name: str, dtype: jnp.dtype = jnp.float32) -> nn.LayerNorm:

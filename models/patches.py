@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
+from models.dense import flat_product
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Images that are not RGB have no customary statistics: [0, 1] goes to [-1, 1].
@@ -131,4 +133,5 @@ class PatchEmbed(nn.Module):
     kernel = self.param('kernel', xavier, (p, p, c, self.width))
     bias = self.param('bias', nn.initializers.zeros, (self.width,))
     kernel = rearrange(kernel, 'p q c d -> (p q c) d').astype(self.dtype)
-    return patches.astype(self.dtype) @ kernel + bias.astype(self.dtype)
+    product = flat_product(patches.astype(self.dtype), kernel)
+    return product + bias.astype(self.dtype)
