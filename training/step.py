@@ -98,7 +98,7 @@ class Run:
       shapes[0], self.rules, name=config.optim.name, **hyper
     )
     self.groups = optim.assign(shapes[0], self.rules)
-    like = jax.eval_shape(self._init, initial)
+    like = jax.eval_shape(self._begin, *shapes)
     self.shardings = sharding.state_shardings(mesh, like)
     self.like = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -125,7 +125,10 @@ class Run:
     return self.method.init(rng, self.data.render(batch, rng), initial)
 
   def _init(self, initial) -> TrainState:
-    params, method_state = self._init_method(initial)
+    return self._begin(*self._init_method(initial))
+
+  def _begin(self, params, method_state) -> TrainState:
+    """The state of step 0."""
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       bad_steps=jnp.zeros((), jnp.int32),

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from pretrain.losses import normalize
 from training import sharding
 
 QUERIES = 512  # per call: bounds the [queries, bank] similarities
@@ -92,12 +91,10 @@ def knn_accuracy(
   bank, bank_labels = jax.device_put((bank, bank_labels), rows)
   hits1 = hits5 = 0
   for i in range(0, len(queries), QUERIES):
-    part = queries[i : i + QUERIES]
+    part = _unit(queries[i : i + QUERIES])
     padded = np.pad(part, ((0, QUERIES - len(part)), (0, 0)))
     padded = jax.device_put(padded, sharding.replicated(mesh))
-    votes = _votes(
-      normalize(padded), bank, bank_labels, k, classes, temperature, mesh
-    )
+    votes = _votes(padded, bank, bank_labels, k, classes, temperature, mesh)
     order = np.argsort(-jax.device_get(votes)[: len(part)], kind='stable')
     hits = order[:, :5] == labels[i : i + QUERIES, None]
     hits1, hits5 = hits1 + hits[:, 0].sum(), hits5 + hits.sum()
@@ -106,7 +103,7 @@ def knn_accuracy(
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-  """`losses.normalize` on the host: a bank need not fit on one device."""
+  """Rows of unit length, on the host: a bank need not fit on one device."""
   x = x.astype(np.float32)
   norm = np.linalg.norm(x, axis=1, keepdims=True)
   return x / np.maximum(norm, 1e-12)
