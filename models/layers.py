@@ -163,12 +163,14 @@ class BatchNorm(nn.Module):
   batch the statistics are those of the whole batch (PyTorch's SyncBatchNorm).
 
   Attributes:
-    affine: learn a scale and a bias.
+    affine: learn a scale and, unless `bias` is off, a bias.
+    bias: off, the scale is all that is learned (SimCLR's last layer).
     epsilon: added to the (biased) variance.
     dtype: dtype of the result; statistics are float32.
   """
 
   affine: bool = True
+  bias: bool = True
   epsilon: float = 1e-5
   dtype: jnp.dtype = jnp.float32
 
@@ -190,5 +192,6 @@ class BatchNorm(nn.Module):
     if self.affine:
       shape = x.shape[-1:]
       x = x * self.param('scale', nn.initializers.ones, shape)
-      x = x + self.param('bias', nn.initializers.zeros, shape)
+      if self.bias:
+        x = x + self.param('bias', nn.initializers.zeros, shape)
     return x.astype(self.dtype)
