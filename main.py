@@ -30,22 +30,19 @@ from input_pipeline.resident import Resident
 from input_pipeline.source import Source
 from input_pipeline.unreadable import Unreadable
 from input_pipeline.views import View
-from models import make_encoder
 from pretrain import collapse
 from pretrain.figures import in_windows
-from pretrain.methods import make_method
+from pretrain.methods import from_config
 from training import (
   cluster,
   distributed,
   loop,
   process,
-  schedules,
   sharding,
   signals,
   storage,
 )
 from training.checkpoint import Checkpoints
-from training.protocols import Method
 from training.step import Run
 from training.warm_start import load_params
 from transfer.check_data import check_data
@@ -94,7 +91,12 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     test = feed.decoded(config.data, test)
   total = loop.count_steps(config, data.steps_per_epoch)
   channels = feed.channels_of(config.data, train)
-  method = build_method(config, channels, data.steps_per_epoch, total)
+  method = from_config(
+    config,
+    channels=channels,
+    steps_per_epoch=data.steps_per_epoch,
+    total=total,
+  )
   # A run that continues no longer needs what it began with.
   started = Checkpoints(workdir).steps()
   initial = None if started or not config.init_from else config.init_from
@@ -144,32 +146,6 @@ def warnings(unreadable: Unreadable, scalars: Mapping[str, float]) -> list[str]:
   """What a report should warn of; raises where the run had better end."""
   unreadable.check(scalars)
   return collapse.warnings(scalars)
-
-
-def build_method(
-  config: Any, channels: int, steps_per_epoch: int, total: int
-) -> Method:
-  """Encoder and method with their schedules, all in steps."""
-  encoder = dict(config.encoder)
-  optim = config.optim
-  return make_method(
-    make_encoder(
-      encoder.pop('name'),
-      in_channels=channels,
-      dtype=config.dtype,
-      **encoder,
-    ),
-    config.method.to_dict(),
-    lr=schedules.warmup_cosine(
-      optim.base_lr * config.batch_size / 256,
-      warmup=min(optim.warmup_epochs * steps_per_epoch, total),
-      total=total,
-    ),
-    decay=optim.decay,
-    total=total,
-    dtype=config.dtype,
-    chunks=config.chunks,
-  )
 
 
 def figure_images(config: Any, source: Source, channels: int) -> np.ndarray:

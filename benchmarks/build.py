@@ -12,15 +12,14 @@ import numpy as np
 from input_pipeline.arrays import Arrays
 from input_pipeline.resident import Resident
 from input_pipeline.views import View
-from models import make_encoder
-from pretrain.methods import make_method
-from training import schedules, sharding
+from pretrain.methods import from_config
+from training import sharding
 from training.protocols import Method
 from training.step import Run
 
 INPUTS = ('resident', 'views')
 # A speed does not depend on the length of the run.
-TOTAL_STEPS, WARMUP_STEPS = 1000, 10
+TOTAL_STEPS, EPOCHS = 1000, 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,20 +78,12 @@ def make(config: ml_collections.ConfigDict, **fields: Any) -> Method:
   Returns:
     The method, with schedules of `TOTAL_STEPS`.
   """
-  encoder = dict(
-    in_channels=1 if config.data.get('gray') else 3, **config.encoder.to_dict()
-  )
-  rate = config.optim.base_lr * config.batch_size / 256
-  return make_method(
-    make_encoder(
-      encoder.pop('name'), **{'dtype': config.dtype, **encoder, **fields}
-    ),
-    config.method.to_dict(),
-    lr=schedules.warmup_cosine(rate, warmup=WARMUP_STEPS, total=TOTAL_STEPS),
-    decay=config.optim.decay,
+  return from_config(
+    config,
+    channels=1 if config.data.get('gray') else 3,
+    steps_per_epoch=TOTAL_STEPS // EPOCHS,
     total=TOTAL_STEPS,
-    dtype=config.dtype,
-    chunks=config.chunks,
+    **fields,
   )
 
 

@@ -4,21 +4,34 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from models import make_encoder
+from pretrain.methods.byol import byol
+from pretrain.methods.dino import dino
+from pretrain.methods.moby import moby
+from pretrain.methods.moco_v2 import moco_v2
 from pretrain.methods.moco_v3 import moco_v3
 from pretrain.methods.repre import repre
+from pretrain.methods.simclr import simclr
+from pretrain.methods.simsiam import simsiam
+from pretrain.recipe import Recipe, make_recipe
 from training.protocols import Method
-from training.schedules import Schedule
 
-METHODS: Mapping[str, Callable[..., Method]] = {'moco_v3': moco_v3}
+METHODS: Mapping[str, Callable[..., Method]] = {
+  'simclr': simclr,
+  'byol': byol,
+  'simsiam': simsiam,
+  'moco_v2': moco_v2,
+  'moco_v3': moco_v3,
+  'moby': moby,
+  'dino': dino,
+}
 
 
 def make_method(
   encoder: Any,
   config: Mapping[str, Any],
+  recipe: Recipe,
   *,
-  lr: Schedule,
-  decay: float,
-  total: int,
   dtype: str,
   chunks: int,
 ) -> Method:
@@ -28,9 +41,7 @@ def make_method(
     encoder: an encoder of `models`.
     config: `config.method` as a plain dict: `name`, `repre` (None or a dict)
       and the arguments of the method.
-    lr: learning rate by step.
-    decay: weight decay.
-    total: length of the run in steps.
+    recipe: rates, decay, clipping.
     dtype: compute dtype of heads and decoder.
     chunks: into how many parts per-example work is cut.
 
@@ -49,6 +60,43 @@ def make_method(
       f'unknown method {name!r}; did you mean {near!r}? Known: '
       f'{", ".join(METHODS)}'
     )
-  common = dict(lr=lr, decay=decay, dtype=dtype, chunks=chunks)
-  method = METHODS[name](encoder, total=total, **common, **fields)
-  return repre(method, **common, **added) if added else method
+  common = dict(dtype=dtype, chunks=chunks)
+  method = METHODS[name](encoder, recipe, **common, **fields)
+  return repre(method, recipe, **common, **added) if added else method
+
+
+def from_config(
+  config: Any,
+  *,
+  channels: int,
+  steps_per_epoch: int,
+  total: int,
+  **fields: Any,
+) -> Method:
+  """Encoder and method of a whole config, with their schedules in steps.
+
+  Args:
+    config: see `configs/common.py`.
+    channels: of the images.
+    steps_per_epoch: length of an epoch.
+    total: length of the run.
+    **fields: fields of the encoder that differ from the config's.
+
+  Returns:
+    The method.
+  """
+  encoder = dict(config.encoder)
+  name = encoder.pop('name')
+  encoder = dict(in_channels=channels, dtype=config.dtype) | encoder | fields
+  return make_method(
+    make_encoder(name, **encoder),
+    config.method.to_dict(),
+    make_recipe(
+      config.optim.to_dict(),
+      batch_size=config.batch_size,
+      steps_per_epoch=steps_per_epoch,
+      total=total,
+    ),
+    dtype=config.dtype,
+    chunks=config.chunks,
+  )

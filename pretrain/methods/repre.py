@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from models.decoders import FusionDecoder, level_indices
 from models.patches import unpatchify
 from pretrain.branch import Branch
+from pretrain.recipe import Recipe
 from pretrain.targets import Pixels
 from pretrain.teacher import given
 from pretrain.weighting import Fixed, Uncertainty
@@ -47,7 +48,7 @@ class RePre:
   branch: Branch
   weighting: Fixed | Uncertainty
   lr: Schedule
-  decay: float
+  decay: Schedule | float
   weighting_lr: float = 1e-3
   view: str = 'view1'
 
@@ -128,9 +129,8 @@ class RePre:
 
 def repre(
   base: Method,
+  recipe: Recipe,
   *,
-  lr: Schedule,
-  decay: float,
   width: int = 128,
   levels: int = 4,
   fusion_layers: int = 2,
@@ -145,8 +145,7 @@ def repre(
 
   Args:
     base: the contrastive method.
-    lr: the decoder's learning rate by step.
-    decay: the decoder's weight decay.
+    recipe: the decoder takes its rate and decay, nothing else.
     width: of the decoder; 64, 128, 256 for ViT-Ti, S, B cost 2.2 to
       2.4 % of MoCo v3's FLOPs.
     levels: how many levels of the encoder are fused (K).
@@ -195,8 +194,8 @@ def repre(
     weighting=Uncertainty(names)
     if learned
     else Fixed(dict(zip(names, weights, strict=True))),
-    lr=lr,
-    decay=decay,
+    lr=recipe.lr,
+    decay=recipe.decay,
     weighting_lr=weighting_lr,
     view=view,
   )

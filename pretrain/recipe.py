@@ -1,0 +1,108 @@
+"""How a method's parameters are optimised, in the paper's terms."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from training import schedules
+from training.optim import NEVER, Clip, Rule, Rules
+from training.schedules import Schedule
+
+SCHEDULES = {'cosine': schedules.warmup_cosine}
+PATCH_EMBED = 'encoder/patch_embed/.*'
+# Parameters that papers mean by "biases and norms": our vectors, by name.
+VECTORS = r'(.*/)?(bias|scale)'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+  """Rates, decay and clipping of a run, and its length.
+
+  Attributes:
+    lr: learning rate by step.
+    decay: weight decay, a number or by step.
+    peak: the highest rate, for groups that keep it.
+    total: length of the run in steps.
+    steps_per_epoch: for what papers state in epochs.
+    exclude: pattern of parameter paths without decay and, with LARS, without
+      the trust ratio; '' for none.
+    clip: gradient clipping, or None.
+  """
+
+  lr: Schedule
+  decay: Schedule | float
+  peak: float
+  total: int
+  steps_per_epoch: int = 1
+  exclude: str = ''
+  clip: Clip | None = None
+
+  def rules(self, *, frozen_patch_embed: bool = False) -> Rules:
+    """The rules that cover every parameter.
+
+    Args:
+      frozen_patch_embed: the patch embedding stays as drawn.
+    """
+    everything = Rule(lr=self.lr, decay=self.decay, clip=self.clip)
+    out = [('.*', everything)]
+    if self.exclude:
+      vectors = dataclasses.replace(everything, decay=0.0, adaptive=False)
+      out.insert(0, (self.exclude, vectors))
+    if frozen_patch_embed:
+      frozen = dataclasses.replace(everything, trainable_from=NEVER)
+      out.insert(0, (PATCH_EMBED, frozen))
+    return tuple(out)
+
+  def steps(self, epochs: float) -> int:
+    """Epochs in steps, rounded."""
+    return round(epochs * self.steps_per_epoch)
+
+
+def make_recipe(
+  optim: Mapping[str, Any], *, batch_size: int, steps_per_epoch: int, total: int
+) -> Recipe:
+  """The recipe that a config states.
+
+  Args:
+    optim: `config.optim`; see `configs.common.optim`.
+    batch_size: global; rates are per `optim['per']` images.
+    steps_per_epoch: length of an epoch.
+    total: length of the run in steps.
+
+  Returns:
+    The recipe.
+
+  Raises:
+    ValueError: an unknown schedule.
+  """
+  scale = batch_size / optim['per']
+  warmup = min(optim['warmup_epochs'] * steps_per_epoch, total)
+  name = optim['schedule']
+  if name not in SCHEDULES:
+    raise ValueError(
+      f'unknown optim.schedule {name!r}; known: {", ".join(SCHEDULES)}'
+    )
+  peak = optim['base_lr'] * scale
+  lr = SCHEDULES[name](
+    peak,
+    warmup=warmup,
+    total=total,
+    end=optim['end_lr'] * (scale if optim['scale_end_lr'] else 1.0),
+  )
+  decay = optim['decay']
+  if optim['end_decay'] is not None:
+    decay = schedules.warmup_cosine(
+      decay, warmup=0, total=total, end=optim['end_decay']
+    )
+  clip = None
+  if optim['clip']:
+    clip = Clip(norm=optim['clip'], per=optim['clip_per'])
+  return Recipe(
+    lr=lr,
+    decay=decay,
+    peak=peak,
+    total=total,
+    steps_per_epoch=steps_per_epoch,
+    exclude=VECTORS if optim['exclude_vectors'] else '',
+    clip=clip,
+  )
