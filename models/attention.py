@@ -6,6 +6,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from models.dense import Dense
+from models.initializers import XAVIER, Initializer
 
 ATTENTION_IMPLS = ('auto', 'einsum', 'xla', 'cudnn')
 
@@ -25,12 +26,14 @@ class Attention(nn.Module):
       against 43 ms at 128 x 65 x 96 with 3 heads, 68 against 79 ms at
       8 x 197 x 384 with 12), elsewhere what JAX itself chooses.
     with_map: also return the attention weights; takes the plain path.
+    kernel_init: how the four kernels start.
   """
 
   num_heads: int
   dtype: jnp.dtype = jnp.float32
   impl: str = 'auto'
   with_map: bool = False
+  kernel_init: Initializer = XAVIER
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -57,7 +60,7 @@ class Attention(nn.Module):
       return Dense(
         width,
         dtype=self.dtype,
-        kernel_init=nn.initializers.xavier_uniform(),
+        kernel_init=self.kernel_init,
         name=name,
       )
 

@@ -8,10 +8,12 @@ Initializer = nn.initializers.Initializer
 
 # For a d x d matrix U(+-sqrt(6 / 2d)): MoCo v3 and the ViT paper.
 XAVIER = nn.initializers.xavier_uniform()
+# The same for a patch kernel [p, p, c, d], over the flattened patch.
+XAVIER_PATCH = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
 # PyTorch's default of a Linear's or a convolution's kernel,
 # U(+-1/sqrt(fan_in)); the last two axes are in and out.
 TORCH = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-# The same for a patch kernel [p, p, c, d].
+# The same for a patch kernel.
 TORCH_PATCH = nn.initializers.variance_scaling(
   1 / 3, 'fan_in', 'uniform', in_axis=(0, 1, 2), out_axis=3
 )

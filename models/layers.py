@@ -1,5 +1,7 @@
 """Transformer block, stochastic depth and batch normalisation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from flax import linen as nn
 
 from models.attention import Attention
 from models.dense import Dense
+from models.initializers import XAVIER, Initializer
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -85,19 +88,20 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class Mlp(nn.Module):
-  """Dense, exact (erf) GELU, Dense; Xavier-uniform kernels, biases 0."""
+  """Dense, exact (erf) GELU, Dense; biases start at 0."""
 
   hidden: int
   dtype: jnp.dtype = jnp.float32
+  kernel_init: Initializer = XAVIER
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [b, n, d] to [b, n, d] in `dtype`."""
-    xavier = nn.initializers.xavier_uniform()
-    y = Dense(self.hidden, dtype=self.dtype, kernel_init=xavier, name='fc1')(x)
-    return Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier, name='fc2')(
-      gelu(y)
+    dense = functools.partial(
+      Dense, dtype=self.dtype, kernel_init=self.kernel_init
     )
+    y = gelu(dense(self.hidden, name='fc1')(x))
+    return dense(x.shape[-1], name='fc2')(y)
 
 
 def layer_norm(name: str, dtype: jnp.dtype = jnp.float32) -> nn.LayerNorm:
@@ -117,6 +121,7 @@ class Block(nn.Module):
     dtype: compute dtype, also of the residual stream.
     attention_impl: see `Attention`.
     with_map: also return the attention weights.
+    kernel_init: how all kernels start.
   """
 
   num_heads: int
@@ -125,6 +130,7 @@ class Block(nn.Module):
   dtype: jnp.dtype = jnp.float32
   attention_impl: str = 'auto'
   with_map: bool = False
+  kernel_init: Initializer = XAVIER
 
   @nn.compact
   def __call__(
@@ -145,12 +151,16 @@ class Block(nn.Module):
       dtype=self.dtype,
       impl=self.attention_impl,
       with_map=self.with_map,
+      kernel_init=self.kernel_init,
       name='attention',
     )(layer_norm('norm1', self.dtype)(x))
     x = x + drop_branch(y, first, self.drop_path)
-    y = Mlp(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name='mlp')(
-      layer_norm('norm2', self.dtype)(x)
-    )
+    y = Mlp(
+      int(x.shape[-1] * self.mlp_ratio),
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
+      name='mlp',
+    )(layer_norm('norm2', self.dtype)(x))
     return x + drop_branch(y, second, self.drop_path), weights
 
 

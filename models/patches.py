@@ -6,6 +6,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from models.dense import flat_product
+from models.initializers import TORCH_PATCH, XAVIER_PATCH, torch_bias
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -115,23 +116,27 @@ class PatchEmbed(nn.Module):
   of others need only PyTorch's OIHW transposed); `bias` is [width]. A product
   over patches is that convolution, and can be given the visible patches only.
 
-  MoCo v3's initialisation (arXiv:2104.02057, official code): kernel
+  By default MoCo v3's initialisation (arXiv:2104.02057, official code): kernel
   U(+-sqrt(6 / (p * p * c + width))), that is Xavier's over the flattened
-  patch; bias 0.
+  patch; bias 0. With `torch_init` PyTorch's own, U(+-1/sqrt(p * p * c)) for
+  both.
   """
 
   patch_size: int
   in_channels: int
   width: int
   dtype: jnp.dtype = jnp.float32
+  torch_init: bool = False
 
   @nn.compact
   def __call__(self, patches: jax.Array) -> jax.Array:
     """Embeds patches in the order of `patchify`; returns `dtype`."""
     p, c = self.patch_size, self.in_channels
-    xavier = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
-    kernel = self.param('kernel', xavier, (p, p, c, self.width))
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
+    kernel_init, bias_init = XAVIER_PATCH, nn.initializers.zeros
+    if self.torch_init:
+      kernel_init, bias_init = TORCH_PATCH, torch_bias(p * p * c)
+    kernel = self.param('kernel', kernel_init, (p, p, c, self.width))
+    bias = self.param('bias', bias_init, (self.width,))
     kernel = rearrange(kernel, 'p q c d -> (p q c) d').astype(self.dtype)
     product = flat_product(patches.astype(self.dtype), kernel)
     return product + bias.astype(self.dtype)

@@ -1,4 +1,4 @@
-"""Fixed position tables."""
+"""Position tables: fixed ones, and learned ones for other grids."""
 
 import numpy as np
 
@@ -34,3 +34,53 @@ def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
   column = np.tile(np.arange(w), h)[:, None] * frequency
   table = [np.sin(row), np.cos(row), np.sin(column), np.cos(column)]
   return np.concatenate(table, axis=1).astype(np.float32)
+
+
+def interpolation_matrix(
+  old: tuple[int, int], new: tuple[int, int], *, offset: float = 0.1
+) -> np.ndarray:
+  """Bicubic resampling of a grid of positions as one fixed matrix.
+
+  What PyTorch's bicubic `interpolate` does without antialiasing: the four
+  nearest rows and columns with Keys' kernel of a = -0.75, pixels of the border
+  repeated. `jax.image.resize` has a = -0.5 and antialiases.
+
+  DINO's authors ask for a scale of (new + 0.1) / old, so that rounding gives
+  the right size, and PyTorch then samples by that scale: `offset` 0.1. Hugging
+  Face's ViT and DINOv2 ask for the size: `offset` 0. The same weights give
+  different positions.
+
+  Args:
+    old: (h, w) of the grid that there is.
+    new: (h, w) of the grid that is wanted.
+    offset: added to the new sides before their ratio to the old is taken.
+
+  Returns:
+    [new h * new w, old h * old w] float32, for positions in row-major order;
+    the identity if the grids are the same, whatever the offset.
+  """
+  if old == new:
+    return np.eye(old[0] * old[1], dtype=np.float32)
+  rows, columns = (
+    _bicubic(a, b, offset) for a, b in zip(old, new, strict=True)
+  )
+  return np.kron(rows, columns).astype(np.float32)
+
+
+def _bicubic(old: int, new: int, offset: float) -> np.ndarray:
+  """Weights of `old` samples for `new` ones, [new, old] float64."""
+  source = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
+  first = np.floor(source).astype(int) - 1
+  matrix = np.zeros((new, old))
+  for tap in range(4):
+    weight = _keys(np.abs(source - (first + tap)))
+    column = np.clip(first + tap, 0, old - 1)
+    np.add.at(matrix, (np.arange(new), column), weight)
+  return matrix
+
+
+def _keys(x: np.ndarray, a: float = -0.75) -> np.ndarray:
+  """The cubic convolution kernel (Keys, 1981) at distances 0 <= x <= 2."""
+  near = ((a + 2) * x - (a + 3)) * x * x + 1
+  far = ((x - 5) * x + 8) * x * a - 4 * a
+  return np.where(x <= 1, near, far)

@@ -1,4 +1,6 @@
-"""Vision transformer in MoCo v3's flavour."""
+"""Vision transformer in the flavours of MoCo v3 and of DINO."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,9 @@ from flax import linen as nn
 
 from models import layers, patches
 from models.features import Features, Level
+from models.initializers import NORMAL_02, XAVIER, Initializer
 from models.masking import Mask
-from models.posemb import sincos_2d
+from models.posemb import interpolation_matrix, sincos_2d
 
 # Ti is the extrapolation that solo-learn uses: 12 heads like MoCo v3's S and B
 # (DINO's Ti has 3 and its S has 6). Mini is for 32-px images and patch 4; three
@@ -22,15 +25,36 @@ VARIANTS = {
 }
 
 
+class Init(NamedTuple):
+  """How a ViT's parameters start."""
+
+  kernel: Initializer  # of query, key, value, output and MLP
+  cls: Initializer
+  torch_patches: bool  # the patch embedding as PyTorch's default
+
+
+INITS = {
+  'moco_v3': Init(XAVIER, nn.initializers.normal(1e-6), torch_patches=False),
+  'trunc_normal': Init(NORMAL_02, NORMAL_02, torch_patches=True),
+}
+
+
 class ViT(nn.Module):
-  """Vision transformer of MoCo v3 (Chen et al., arXiv:2104.02057).
+  """Vision transformer: pre-norm blocks and a final LayerNorm.
 
-  Pre-norm blocks, fixed 2-D sine-cosine positions (CLS has none), a final
-  LayerNorm. Initialised as the authors do: Xavier-uniform for every d x d
-  matrix of query, key, value and output and for the MLP and the patch kernel,
-  biases 0, CLS N(0, 1e-6^2).
+  By default that of MoCo v3 (Chen et al., arXiv:2104.02057): fixed 2-D
+  sine-cosine positions (CLS has none), Xavier-uniform for every d x d matrix of
+  query, key, value and output and for the MLP and the patch kernel, biases 0,
+  CLS N(0, 1e-6^2).
 
-  Parameters: `patch_embed` (kernel [p, p, c, d], bias), `cls` [1, 1, d],
+  With `positions='learned'` and `init_scheme='trunc_normal'` that of DINO
+  (Caron et al., arXiv:2104.14294), also DeiT's and so MoBY's: learned
+  positions, CLS included, resampled for images of another size; every kernel,
+  CLS and the positions N(0, 0.02^2), biases 0, the patch embedding as PyTorch's
+  default. Mind the heads: their Ti has 3 and their S has 6.
+
+  Parameters: `patch_embed` (kernel [p, p, c, d], bias), `cls` [1, 1, d], with
+  learned positions `pos_embed` [1, 1 + grid * grid, d] with that of CLS first,
   `block_i` (norm1, attention/{query, key, value, out}, norm2, mlp/{fc1, fc2})
   and `norm`. They are float32 whatever `dtype` says.
 
@@ -42,6 +66,11 @@ class ViT(nn.Module):
     mlp_ratio: hidden width of the MLPs over the width.
     in_channels: channels c of the images.
     pool: 'cls', or 'mean' of the patch tokens after the final norm.
+    positions: 'sincos', fixed for any grid, or 'learned'.
+    positions_grid: side in patches of the square grid of learned positions.
+    positions_offset: how they are resampled for other grids: 0.1 as DINO does,
+      0 as Hugging Face and DINOv2; see `posemb.interpolation_matrix`.
+    init_scheme: 'moco_v3' or 'trunc_normal', see above.
     drop_path: rate of stochastic depth in the last block; linear from 0.
     remat: recompute each block in the backward pass to save memory.
     dtype: 'float32' or 'bfloat16': products and residual stream.
@@ -58,6 +87,10 @@ class ViT(nn.Module):
   mlp_ratio: float = 4
   in_channels: int = 3
   pool: str = 'cls'
+  positions: str = 'sincos'
+  positions_grid: int = 14
+  positions_offset: float = 0.1
+  init_scheme: str = 'moco_v3'
   drop_path: float = 0.0
   remat: bool = False
   dtype: str = 'float32'
@@ -110,6 +143,7 @@ class ViT(nn.Module):
         dtype=layers.compute_dtype(self.dtype),
         attention_impl=self.attention_impl,
         with_map=i in maps.values(),
+        kernel_init=INITS[self.init_scheme].kernel,
         name=f'block_{i}',
       )
       branches = None if noise is None else noise[:, 2 * i : 2 * i + 2]
@@ -138,7 +172,7 @@ class ViT(nn.Module):
     std = patches.per_channel('std', self.std, patches.IMAGENET_STD, c)
     x = (x - jnp.array(mean)) / jnp.array(std)
     x = patches.patchify(x, self.patch_size)
-    positions = jnp.asarray(sincos_2d(x.shape[1:3], self.width))
+    at_cls, positions = self._positions(x.shape[1:3])
     x = rearrange(x, 'b h w f -> b (h w) f')
     if mask is not None:
       # Choosing patches before embedding them is the same as choosing tokens
@@ -150,12 +184,31 @@ class ViT(nn.Module):
       in_channels=c,
       width=self.width,
       dtype=dtype,
+      torch_init=INITS[self.init_scheme].torch_patches,
       name='patch_embed',
     )(x)
     x = x + positions.astype(dtype)
-    cls = self.param('cls', nn.initializers.normal(1e-6), (1, 1, self.width))
+    cls = (
+      self.param('cls', INITS[self.init_scheme].cls, (1, 1, self.width))
+      + at_cls
+    )
     cls = jnp.broadcast_to(cls.astype(dtype), (x.shape[0], 1, self.width))
     return jnp.concatenate([cls, x], axis=1)
+
+  def _positions(self, grid: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """Positions of CLS, [d], and of the patches, [n, d], float32."""
+    if self.positions == 'sincos':
+      return jnp.zeros(()), jnp.asarray(sincos_2d(grid, self.width))
+    side = self.positions_grid
+    shape = (1, 1 + side * side, self.width)
+    table = self.param('pos_embed', NORMAL_02, shape)[0]
+    if grid == (side, side):
+      return table[0], table[1:]
+    matrix = interpolation_matrix(
+      (side, side), grid, offset=self.positions_offset
+    )
+    highest = jax.lax.Precision.HIGHEST
+    return table[0], jnp.matmul(matrix, table[1:], precision=highest)
 
   def _block(self, index: int, name: str) -> int:
     """Resolves a block number that may count from the end."""
@@ -170,8 +223,14 @@ class ViT(nn.Module):
     self, x: jax.Array, mask: Mask | None, noise: jax.Array | None
   ) -> None:
     """Raises ValueError, before anything compiles, for what cannot work."""
-    if self.pool not in ('cls', 'mean'):
-      raise ValueError(f"unknown pool {self.pool!r}; known: 'cls', 'mean'")
+    for name, word, known in (
+      ('pool', self.pool, ('cls', 'mean')),
+      ('positions', self.positions, ('sincos', 'learned')),
+      ('init_scheme', self.init_scheme, tuple(INITS)),
+    ):
+      if word not in known:
+        words = ', '.join(map(repr, known))
+        raise ValueError(f'unknown {name} {word!r}; known: {words}')
     if x.ndim != 4:
       raise ValueError(f'images must be [b, H, W, c], not {list(x.shape)}')
     if not jnp.issubdtype(x.dtype, jnp.floating):

@@ -65,3 +65,101 @@ def momentum_cosine(start: float, *, total: float) -> Schedule:
     return 1.0 - half_cosine(progress) * (1.0 - start)
 
   return momentum
+
+
+def dino_cosine(
+  base: float, *, warmup: int, total: int, end: float, start: float = 0.0
+) -> Schedule:
+  """DINO's `cosine_scheduler` (Caron et al., 2021), the learning rate.
+
+  The warm-up reaches `base` with its last step and not with the one after, and
+  `base` comes again with the first step of the cosine. Weight decay and
+  momentum, which do not warm up, are `warmup_cosine(..., warmup=0)`.
+
+  Args:
+    base: the rate at the end of the warm-up.
+    warmup: length of the warm-up in steps.
+    total: length of the run in steps.
+    end: the rate at `total`, one step after the last.
+    start: the rate at step 0, if there is a warm-up.
+
+  Returns:
+    A function of the step that gives a float32 scalar.
+  """
+  falling = warmup_cosine(base, warmup=0, total=total - warmup, end=end)
+
+  def rate(step):
+    step = jnp.asarray(step, jnp.float32)
+    rising = start + (base - start) * step / max(warmup - 1, 1)
+    return jnp.where(step < warmup, rising, falling(step - warmup))
+
+  return rate
+
+
+def unshifted_cosine(
+  base: float, *, warmup: int, total: int, start: float, end: float
+) -> Schedule:
+  """Linear warm-up, then a cosine that has run since step 0: MoBY's.
+
+  timm's `CosineLRScheduler` with `t_initial` = total and without
+  `warmup_prefix`, as Swin's code base uses it: the warm-up goes to `base`, the
+  cosine is by then a little below it.
+
+  Args:
+    base: where the warm-up leads, and the top of the cosine.
+    warmup: length of the warm-up in steps.
+    total: length of the run in steps.
+    start: the rate at step 0, if there is a warm-up.
+    end: the rate at `total`.
+
+  Returns:
+    A function of the step that gives a float32 scalar.
+  """
+  falling = warmup_cosine(base, warmup=0, total=total, end=end)
+
+  def rate(step):
+    step = jnp.asarray(step, jnp.float32)
+    rising = start + (base - start) * step / max(warmup, 1)
+    return jnp.where(step < warmup, rising, falling(step))
+
+  return rate
+
+
+def one_step_late(schedule: Schedule) -> Schedule:
+  """What a loop applies that moves its scheduler after the update.
+
+  Step i gets the value of i - 1, and step 0 that of 0: MoBY's loop.
+
+  Args:
+    schedule: a function of the step.
+
+  Returns:
+    A function of the step.
+  """
+  return lambda step: schedule(jnp.maximum(jnp.asarray(step) - 1, 0))
+
+
+def by_epoch(
+  start: float, end: float, *, warmup_epochs: int, steps_per_epoch: int
+) -> Schedule:
+  """Rises by whole epochs, then stays: DINO's teacher temperature.
+
+  Linear from `start` in epoch 0 to `end` in epoch `warmup_epochs` - 1 (Caron
+  et al., 2021, `DINOLoss`); `end` from the beginning without warm-up epochs.
+
+  Args:
+    start: the value in epoch 0.
+    end: the value from the last epoch of the warm-up on.
+    warmup_epochs: number of epochs of the warm-up.
+    steps_per_epoch: length of an epoch in steps.
+
+  Returns:
+    A function of the step, a whole number, that gives a float32 scalar.
+  """
+
+  def value(step):
+    epoch = (jnp.asarray(step) // steps_per_epoch).astype(jnp.float32)
+    rising = start + (end - start) * epoch / max(warmup_epochs - 1, 1)
+    return jnp.where(epoch < warmup_epochs, rising, jnp.float32(end))
+
+  return value

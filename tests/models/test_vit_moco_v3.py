@@ -36,6 +36,8 @@ def official_params(z, group='w'):
 
   params = {'cls': z[f'{group}/cls_token'], 'norm': norm('norm')}
   for i in range(4):
+    if f'{group}/blocks.{i}.attn.qkv.weight' not in z:
+      continue
     qkv = linear(f'blocks.{i}.attn.qkv')
     names = ('query', 'key', 'value')
     kernels = np.split(qkv['kernel'], 3, axis=1)
