@@ -6,10 +6,27 @@ import re
 import ml_collections
 from ml_collections import config_dict
 
-# Sizes of `models.VARIANTS` with RePre's decoder width for each: at most 4 %
-# more FLOPs than MoCo v3 for Ti, S and B; L goes on in proportion.
-DECODER_WIDTH = dict(mini=48, ti=64, s=128, b=256, l=384)
-ENCODERS = tuple(f'vit_{size}' for size in DECODER_WIDTH)
+from configs.data import DATA
+
+# RePre's decoder width by encoder, for Swin one per fusion block: at most 4 %
+# more FLOPs than MoCo v3 for Ti, S, B and Swin-T; the others in proportion.
+DECODER_WIDTH = dict(
+  vit_mini=48,
+  vit_ti=64,
+  vit_s=128,
+  vit_b=256,
+  vit_l=384,
+  swin_mini=(48, 24, 12),
+  swin_t=(128, 64, 32),
+  swin_s=(128, 64, 32),
+  swin_b=(192, 96, 48),
+  swin_l=(256, 128, 64),
+)
+VITS = tuple(name for name in DECODER_WIDTH if name.startswith('vit'))
+SWINS = tuple(name for name in DECODER_WIDTH if name.startswith('swin'))
+ENCODERS = VITS + SWINS
+# Heads of DINO's and DeiT's ViT where MoCo v3's has others.
+DEIT_HEADS = dict(vit_ti=3, vit_s=6)
 
 
 def base() -> ml_collections.ConfigDict:
@@ -62,7 +79,7 @@ def parse(
     flags: words that are on or off.
 
   Returns:
-    {encoder, size, patch, data, **flags}.
+    {encoder, data, **flags}.
 
   Raises:
     ValueError: a word that is none of these, with the nearest known one.
@@ -73,104 +90,71 @@ def parse(
       words['data'] = word
     elif word in flags:
       words[word] = True
-    elif re.fullmatch(rf'({"|".join(ENCODERS)})[1-9]\d*', word):
+    elif word in SWINS or re.fullmatch(rf'({"|".join(VITS)})[1-9]\d*', word):
       words['encoder'] = word
     else:
-      known = [*DATA, *flags, *(f'{e}16' for e in ENCODERS)]
+      known = [*DATA, *flags, *(f'{e}16' for e in VITS), *SWINS]
       near = difflib.get_close_matches(word, known, n=1, cutoff=0)[0]
       raise ValueError(
         f'unknown config word {word!r}; did you mean {near!r}? Known: data '
-        f'{", ".join(DATA)}; encoders {", ".join(ENCODERS)} followed by the '
-        f'patch size; flags {", ".join(flags) or "none"}'
+        f'{", ".join(DATA)}; encoders {", ".join(VITS)} followed by the '
+        f'patch size, and {", ".join(SWINS)}; flags '
+        f'{", ".join(flags) or "none"}'
       )
-  size, patch = re.fullmatch(r'[a-z]+_([a-z]+)(\d+)', words['encoder']).groups()
-  return ml_collections.ConfigDict(dict(words, size=size, patch=int(patch)))
+  return ml_collections.ConfigDict(words)
 
 
-def _data(name: str, **fields) -> dict:
-  return (
-    dict(
-      name=name,
-      data_dir=config_dict.placeholder(str),
-      split='train',
-      test_split='test',
-      mode='auto',  # 'resident' on the device, 'stream' from the host
-      image_size=224,
-      resident_size=config_dict.placeholder(int),  # None: as they are
-      channels=config_dict.placeholder(int),  # None: the source's, or RGB
-      workers=config_dict.placeholder(int),  # threads that decode; None: all
-      max_unreadable=0.01,  # of the images of a report; more stop the run
-    )
-    | fields
-  )
-
-
-def photos() -> dict:
-  """Tiles of photographs that ship with scikit-image and scikit-learn."""
-  return _data(
-    'photos', image_size=32, tile=64, stride=8, gray=True, standardize=True
-  )
-
-
-def cifar10() -> dict:
-  """CIFAR-10 through TFDS, prepared under `data_dir`."""
-  return _data('cifar10', image_size=32)
-
-
-def tfds() -> dict:
-  """Any prepared TFDS classification set with images of one size."""
-  return _data('tfds', tfds_name=config_dict.placeholder(str))
-
-
-def arrays() -> dict:
-  """An .npz file of your own, named by `data_dir`."""
-  return _data('arrays', test_split='')
-
-
-def folder() -> dict:
-  """Images in a folder, a .zip or a .tar, named by `data_dir`.
-
-  `labels`: 'folders', 'none', 'auto', or a table of paths and labels.
-  """
-  return _data('folder', test_split='auto', labels='auto')
-
-
-def imagenette() -> dict:
-  """Imagenette (or Imagewoof) as a folder or archive with train and val."""
-  return _data('folder', image_size=128, test_split='val', labels='folders')
-
-
-DATA = dict(
-  photos=photos,
-  cifar10=cifar10,
-  tfds=tfds,
-  arrays=arrays,
-  folder=folder,
-  imagenette=imagenette,
-)
+def family(word: str) -> str:
+  """The name of an encoder without its patch size: vit_s of vit_s16."""
+  return word.rstrip('0123456789')
 
 
 def encoder(word: str, **fields) -> dict:
-  """Fields of the encoder; see `models.vit.ViT`."""
-  return (
-    dict(
-      name=word,
-      pool='cls',
-      drop_path=0.0,
-      remat=False,
-      attention_impl='auto',
-      mean=config_dict.placeholder(tuple),  # of the images in [0, 1]; None:
-      std=config_dict.placeholder(tuple),  # ImageNet's, or 0.5 if not RGB
-    )
-    | fields
+  """Fields of the encoder; see `models.vit.ViT` and `models.swin.Swin`.
+
+  Args:
+    word: an encoder word.
+    **fields: what to change, of those that this encoder has.
+  """
+  out = dict(
+    name=word,
+    drop_path=0.0,
+    remat=False,
+    attention_impl='auto',
+    mean=config_dict.placeholder(tuple),  # of the images in [0, 1]; None:
+    std=config_dict.placeholder(tuple),  # ImageNet's, or 0.5 if not RGB
   )
+  if family(word) in VITS:
+    out.update(pool='cls')
+  return out | fields
 
 
-def repre(size: str, **fields) -> dict:
-  """RePre's branch, with the decoder width that suits an encoder size."""
+def deit(word: str, *, image_size: int, **fields) -> dict:
+  """As `encoder`, ViTs with DeiT's heads, positions and start (DINO, MoBY).
+
+  Args:
+    word: an encoder word; Swin is the same everywhere.
+    image_size: side of the images that the positions are learned for.
+    **fields: what to change.
+  """
+  name = family(word)
+  if name in SWINS:
+    return encoder(word, **fields)
+  learned = dict(
+    positions='learned',
+    positions_grid=max(image_size // int(word[len(name) :]), 1),
+    init_scheme='trunc_normal',
+  )
+  if name in DEIT_HEADS:
+    learned.update(num_heads=DEIT_HEADS[name])
+  return encoder(word, **learned | fields)
+
+
+def repre(word: str, **fields) -> dict:
+  """RePre's branch, with the decoder width that suits an encoder."""
   return (
     dict(
-      width=DECODER_WIDTH[size],
+      width=DECODER_WIDTH[family(word)],
       levels=4,
       fusion_layers=2,
       view='view1',
@@ -241,28 +225,22 @@ def adamw(**fields) -> dict:
   return optim('adamw', **dict(b1=0.9, b2=0.999, eps=1e-8) | fields)
 
 
-def moco_views(*, min_scale: float = 0.08, blur: bool = True) -> dict:
-  """MoCo v3's two views (authors' code, `main_moco.py`).
+def lars(**fields) -> dict:
+  """LARS as in MoCo v3's and BYOL's code; biases and scales do not adapt."""
+  return optim(
+    'lars', **dict(momentum=0.9, trust=1e-3, exclude_vectors=True) | fields
+  )
 
-  Args:
-    min_scale: smallest area of the crop.
-    blur: off for small images, whose detail a σ of 2 pixels wipes out.
 
-  Returns:
-    Fields of `input_pipeline.views.View` by view name; their size is
-    `data.image_size`.
+def gentle(config: ml_collections.ConfigDict) -> None:
+  """For images of 32 px: larger crops, no blur, batch 512, 200 epochs.
+
+  Our choice, not the papers': a small batch takes more steps per epoch, and
+  short runs want a shorter warm-up.
   """
-  shared = dict(
-    scale=(min_scale, 1.0),
-    ratio=(3 / 4, 4 / 3),
-    flip=0.5,
-    jitter=0.8,
-    strength=(0.4, 0.4, 0.2, 0.1),  # brightness, contrast, saturation, hue
-    gray=0.2,
-    sigma=(0.1, 2.0),
-    resample='bilinear',
-  )
-  return dict(
-    view1=dict(shared, blur=1.0 if blur else 0.0, solarize=0.0),
-    view2=dict(shared, blur=0.1 if blur else 0.0, solarize=0.2),
-  )
+  config.batch_size, config.epochs = 512, 200.0
+  config.optim.warmup_epochs = min(config.optim.warmup_epochs, 10.0)
+  for view in config.views.values():
+    view.blur = 0.0
+    if view.scale[1] == 1.0:
+      view.scale = (max(view.scale[0], 0.2), 1.0)

@@ -14,7 +14,8 @@ on the test tiles with seeds 0 and 2; another machine may differ by a point.
 
 import ml_collections
 
-from configs import common
+from configs import common, views
+from configs.data import photos
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -28,12 +29,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.batch_size, config.steps = 64, 300
   config.log_every, config.eval_every = 25, 100
   config.checkpoint_every = 100
-  config.data = common.photos()
+  config.data = photos()
   # 24 px in patches of 4 are 36 tokens; stride 16 gives 3570 tiles.
   config.data.update(image_size=24, stride=16)
   # Mean and standard deviation of the standardised tiles, roughly.
   config.encoder = common.encoder(words.encoder, mean=(0.5,), std=(0.19,))
-  config.views = common.moco_views(min_scale=0.3, blur=False)
+  config.views = views.moco_views(min_scale=0.3, blur=False)
   for view in config.views.values():
     view.update(strength=(0.2, 0.2, 0.1, 0.05), solarize=0.0)
   config.method = dict(
@@ -43,7 +44,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     temperature=0.2,
     momentum=0.95,  # 0.99 averages over a third of so short a run
     frozen_patch_embed=True,
-    repre=common.repre(words.size),
+    repre=common.repre(words.encoder),
   )
   config.optim = common.adamw(
     base_lr=1e-2,

@@ -8,7 +8,9 @@ from training import schedules
 from training.optim import NEVER, Clip, Rule, Rules
 from training.schedules import Schedule
 
-SCHEDULES = {'cosine': schedules.warmup_cosine}
+# 'cosine' is the papers' own (MoCo v3's code at fractional epochs); the others
+# are what those authors' loops apply, to the step.
+SCHEDULES = ('cosine', 'dino', 'moby')
 PATCH_EMBED = 'encoder/patch_embed/.*'
 # Parameters that papers mean by "biases and norms": our vectors, by name.
 VECTORS = r'(.*/)?(bias|scale)'
@@ -77,16 +79,13 @@ def make_recipe(
   """
   scale = batch_size / optim['per']
   warmup = min(optim['warmup_epochs'] * steps_per_epoch, total)
-  name = optim['schedule']
-  if name not in SCHEDULES:
-    raise ValueError(
-      f'unknown optim.schedule {name!r}; known: {", ".join(SCHEDULES)}'
-    )
   peak = optim['base_lr'] * scale
-  lr = SCHEDULES[name](
+  lr = _rate(
+    optim['schedule'],
     peak,
     warmup=warmup,
     total=total,
+    start=optim['warmup_lr'] * scale,
     end=optim['end_lr'] * (scale if optim['scale_end_lr'] else 1.0),
   )
   decay = optim['decay']
@@ -105,4 +104,20 @@ def make_recipe(
     steps_per_epoch=steps_per_epoch,
     exclude=VECTORS if optim['exclude_vectors'] else '',
     clip=clip,
+  )
+
+
+def _rate(
+  name: str, peak: float, *, warmup: float, total: int, start: float, end: float
+) -> Schedule:
+  """The learning rate by step, by the name of its schedule."""
+  if name == 'cosine':
+    return schedules.warmup_cosine(peak, warmup=warmup, total=total, end=end)
+  numbers = dict(warmup=round(warmup), total=total, start=start, end=end)
+  if name == 'dino':
+    return schedules.dino_cosine(peak, **numbers)
+  if name == 'moby':
+    return schedules.one_step_late(schedules.unshifted_cosine(peak, **numbers))
+  raise ValueError(
+    f'unknown optim.schedule {name!r}; known: {", ".join(SCHEDULES)}'
   )

@@ -16,7 +16,7 @@ from pretrain.losses import update_centre
 from pretrain.recipe import Recipe
 from pretrain.siamese import Siamese
 from training.optim import NEVER, Rule, Rules
-from training.schedules import Schedule, momentum_cosine, warmup_in_epochs
+from training.schedules import Schedule, by_epoch, momentum_cosine
 from training.state import Aux
 
 
@@ -148,10 +148,10 @@ def dino(
     ),
     recipe=recipe,
     momentum=momentum_cosine(momentum, total=recipe.total),
-    teacher_temperature=warmup_in_epochs(
+    teacher_temperature=by_epoch(
       warmup_teacher_temperature,
       teacher_temperature,
-      epochs=warmup_teacher_epochs,
+      warmup_epochs=warmup_teacher_epochs,
       steps_per_epoch=recipe.steps_per_epoch,
     ),
     student_temperature=student_temperature,

@@ -2,10 +2,11 @@
 
 import image_files
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
-from configs import common
+from configs.data import folder
 from input_pipeline import feed, mode
 from input_pipeline.arrays import Arrays
 from input_pipeline.folder import from_folder
@@ -20,13 +21,13 @@ VIEWS = dict(view=View(size=4, scale=(0.5, 1.0)))
 
 
 def config(**fields):
-  return common.folder() | fields
+  return folder() | fields
 
 
 def make(source, **fields):
   mesh = sharding.make_mesh()
   return feed.make_feed(
-    common.ml_collections.ConfigDict(config(**fields)),
+    ml_collections.ConfigDict(config(**fields)),
     source,
     VIEWS,
     batch_size=4,
@@ -103,7 +104,7 @@ def test_the_mode_can_be_chosen(even):
 def test_processes_follow_the_first(even):
   mesh = sharding.make_mesh()
   data, how = feed.make_feed(
-    common.ml_collections.ConfigDict(config()),
+    ml_collections.ConfigDict(config()),
     even,
     VIEWS,
     batch_size=4,
@@ -120,17 +121,17 @@ def test_test_images_are_taken_where_there_are_some(tmp_path):
     image_files.write(tmp_path, *paths)
   fields = config(data_dir=str(tmp_path))
   open_sources = feed.open_sources
-  train, test = open_sources(common.ml_collections.ConfigDict(fields))
+  train, test = open_sources(ml_collections.ConfigDict(fields))
   assert (len(train), len(test)) == (4, 4)
   assert train.classes == test.classes == ('a', 'b')
   fields['data_dir'] = str(tmp_path / 'train')
-  train, test = open_sources(common.ml_collections.ConfigDict(fields))
+  train, test = open_sources(ml_collections.ConfigDict(fields))
   assert len(train) == 4 and test is None
 
 
 def test_channels():
   source = Arrays(name='five', images=np.zeros((4, 8, 8, 5), np.uint8))
-  data = common.ml_collections.ConfigDict(config())
+  data = ml_collections.ConfigDict(config())
   assert feed.channels_of(data, source) == 5
   data.channels = 3
   with pytest.raises(ValueError, match='channels=3, but five has 5'):

@@ -61,8 +61,8 @@ def test_moco_v3_numbers():
 
 
 def test_the_config_holds_the_same_numbers():
-  from configs import common
+  from configs.views import moco_views
 
-  fields = common.moco_views()
+  fields = moco_views()
   got = {name: views.View(size=224, **v) for name, v in fields.items()}
   assert got == views.moco_v3(224)

@@ -7,6 +7,7 @@ import pytest
 from configs import moco_v3
 from models import make_encoder
 from pretrain.methods import make_method
+from pretrain.recipe import Recipe
 from training import schedules
 
 
@@ -16,9 +17,7 @@ def flops(encoder, words):
   method = make_method(
     make_encoder(encoder),
     config.method.to_dict(),
-    lr=schedules.constant(1e-3),
-    decay=0.1,
-    total=10,
+    Recipe(lr=schedules.constant(1e-3), decay=0.1, peak=1e-3, total=10),
     dtype='float32',
     chunks=1,
   )

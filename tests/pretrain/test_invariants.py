@@ -16,6 +16,7 @@ from input_pipeline.resident import Resident
 from input_pipeline.views import View
 from models.vit import ViT
 from pretrain.methods import make_method
+from pretrain.recipe import Recipe
 from pretrain.teacher import drop_path_noise
 from training import optim, sharding
 from training.checkpoint import Checkpoints
@@ -100,9 +101,12 @@ def make_run(
       frozen_patch_embed=frozen,
       repre=repre and dict(repre),
     ),
-    lr=warmup_cosine(LR, warmup=0, total=2 * TOTAL),
-    decay=0.1,
-    total=TOTAL,
+    Recipe(
+      lr=warmup_cosine(LR, warmup=0, total=2 * TOTAL),
+      decay=0.1,
+      peak=LR,
+      total=TOTAL,
+    ),
     dtype=dtype,
     chunks=chunks,
   )

@@ -10,6 +10,7 @@ import pytest
 
 from models.vit import ViT
 from pretrain.methods.moco_v3 import moco_v3
+from pretrain.recipe import Recipe
 from training import optim, schedules
 from training.state import named_leaves
 
@@ -90,9 +91,12 @@ def ours(recorded):
   warmup = cfg['warmup_epochs'] * cfg['iters_per_epoch']
   method = moco_v3(
     ViT(patch_size=4, width=cfg['dim'], depth=2, num_heads=cfg['heads']),
-    lr=schedules.warmup_cosine(cfg['lr'], warmup=warmup, total=steps),
-    decay=cfg['wd'],
-    total=steps,
+    Recipe(
+      lr=schedules.warmup_cosine(cfg['lr'], warmup=warmup, total=steps),
+      decay=cfg['wd'],
+      peak=cfg['lr'],
+      total=steps,
+    ),
     hidden=cfg['mlp_dim'],
     out=cfg['out'],
     temperature=cfg['temperature'],

@@ -1,0 +1,66 @@
+"""Where images come from: presets of `config.data` by word."""
+
+from ml_collections import config_dict
+
+
+def _data(name: str, **fields) -> dict:
+  return (
+    dict(
+      name=name,
+      data_dir=config_dict.placeholder(str),
+      split='train',
+      test_split='test',
+      mode='auto',  # 'resident' on the device, 'stream' from the host
+      image_size=224,
+      resident_size=config_dict.placeholder(int),  # None: as they are
+      channels=config_dict.placeholder(int),  # None: the source's, or RGB
+      workers=config_dict.placeholder(int),  # threads that decode; None: all
+      max_unreadable=0.01,  # of the images of a report; more stop the run
+    )
+    | fields
+  )
+
+
+def photos() -> dict:
+  """Tiles of photographs that ship with scikit-image and scikit-learn."""
+  return _data(
+    'photos', image_size=32, tile=64, stride=8, gray=True, standardize=True
+  )
+
+
+def cifar10() -> dict:
+  """CIFAR-10 through TFDS, prepared under `data_dir`."""
+  return _data('cifar10', image_size=32)
+
+
+def tfds() -> dict:
+  """Any prepared TFDS classification set with images of one size."""
+  return _data('tfds', tfds_name=config_dict.placeholder(str))
+
+
+def arrays() -> dict:
+  """An .npz file of your own, named by `data_dir`."""
+  return _data('arrays', test_split='')
+
+
+def folder() -> dict:
+  """Images in a folder, a .zip or a .tar, named by `data_dir`.
+
+  `labels`: 'folders', 'none', 'auto', or a table of paths and labels.
+  """
+  return _data('folder', test_split='auto', labels='auto')
+
+
+def imagenette() -> dict:
+  """Imagenette (or Imagewoof) as a folder or archive with train and val."""
+  return _data('folder', image_size=128, test_split='val', labels='folders')
+
+
+DATA = dict(
+  photos=photos,
+  cifar10=cifar10,
+  tfds=tfds,
+  arrays=arrays,
+  folder=folder,
+  imagenette=imagenette,
+)

@@ -1,0 +1,46 @@
+r"""SimSiam, alone or with RePre (arXiv:2011.10566, 2201.06857).
+
+  python main.py --config=configs/simsiam.py:vit_s16,folder,repre \
+    --config.data.data_dir=FOLDER --workdir=runs/simsiam_repre
+  python main.py --config=configs/simsiam.py:vit_mini4,photos \
+    --workdir=runs/simsiam
+
+Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre.
+
+The authors trained ResNet only: batch 512, 100 epochs, SGD with 0.05 per 256
+images and decay 1e-4 on everything, no warm-up, a constant rate for the
+predictor. No recipe for ViT is published (RePre names SimSiam as an example and
+has no number): ours is AdamW as BYOL's on ViT, with the predictor's rate
+constant. Views and heads are the authors'. Not run here.
+"""
+
+import ml_collections
+
+from configs import common, views
+from configs.data import DATA
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """A recipe for ViT, and presets for small data."""
+  words = common.parse(arg, encoder='vit_s16', data='arrays', flags=('repre',))
+  config = common.base()
+  config.batch_size, config.epochs = 512, 100.0
+  config.dtype = 'bfloat16'
+  config.data = DATA[words.data]()
+  config.encoder = common.encoder(words.encoder)
+  config.views = views.moco_v2_views()
+  config.method = dict(
+    name='simsiam',
+    hidden=2048,
+    out=2048,
+    bottleneck=512,
+    constant_predictor_lr=True,
+    frozen_patch_embed=False,
+    repre=common.repre(words.encoder) if words.repre else None,
+  )
+  config.optim = common.adamw(base_lr=1e-4, decay=0.03, warmup_epochs=10.0)
+  if words.data in ('cifar10', 'photos'):
+    common.gentle(config)
+    config.method.update(hidden=512, out=512, bottleneck=128)
+    config.optim.base_lr = 5e-4
+  return config
