@@ -11,6 +11,8 @@ from training.schedules import Schedule
 # 'cosine' is the papers' own (MoCo v3's code at fractional epochs); the others
 # are what those authors' loops apply, to the step.
 SCHEDULES = ('cosine', 'dino', 'moby')
+# One tensor in the authors' code.
+QKV = r'(?<=/)(query|key|value)(?=/)'
 PATCH_EMBED = 'encoder/patch_embed/.*'
 # Parameters that papers mean by "biases and norms": our vectors, by name.
 VECTORS = r'(.*/)?(bias|scale)'
@@ -95,7 +97,7 @@ def make_recipe(
     )
   clip = None
   if optim['clip']:
-    clip = Clip(norm=optim['clip'], per=optim['clip_per'])
+    clip = Clip(norm=optim['clip'], per=optim['clip_per'], fused=QKV)
   return Recipe(
     lr=lr,
     decay=decay,

@@ -30,11 +30,14 @@ class Clip:
     per: 'scope' takes one norm over all parameters whose rules hold an equal
       Clip; 'tensor' takes one norm per parameter (DINO).
     scope: tells two clipping groups with the same norm apart.
+    fused: 'tensor': a pattern; parameters whose paths are equal but for what it
+      matches count as one tensor, as they are one in the authors' code.
   """
 
   norm: float
   per: str = 'scope'
   scope: str = 'model'
+  fused: str = ''
 
   def __post_init__(self):
     if self.per not in ('scope', 'tensor'):
@@ -223,6 +226,12 @@ def _from_step(rule: Rule, inner: optax.GradientTransformation):
 def _clip(groups: dict[str, int], rules: Rules):
   """Scales gradients as the rules' clips say; frozen ones do not count."""
 
+  def scope(name, clip):
+    """What is known by one norm."""
+    if clip.per == 'scope':
+      return clip
+    return re.sub(clip.fused, '', name) if clip.fused else name
+
   def norm(leaves):
     return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in leaves))
 
@@ -232,14 +241,13 @@ def _clip(groups: dict[str, int], rules: Rules):
       rule = rules[groups[name]][1]
       if rule.clip is not None and rule.trainable_from != NEVER:
         counted = jnp.where(step >= rule.trainable_from, grad, 0)
-        key = name if rule.clip.per == 'tensor' else rule.clip
-        scopes.setdefault(key, []).append(counted)
+        scopes.setdefault(scope(name, rule.clip), []).append(counted)
     norms = {key: norm(leaves) for key, leaves in scopes.items()}
 
     def scale(path, grad):
       name = path_name(path)
       clip = rules[groups[name]][1].clip
-      size = None if clip is None else norms.get(name, norms.get(clip))
+      size = None if clip is None else norms.get(scope(name, clip))
       if size is None:
         return grad
       # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6 as well.

@@ -9,194 +9,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import (
+  BATCH,
+  FOLLOWS_BASE,
+  OUT,
+  PATCH,
+  SIDE,
+  TOKENS,
+  TOTAL,
+  WIDTH,
+  arrays,
+  assert_same_bits,
+  assert_same_steps,
+  cached_run,
+  fixed,
+  follow,
+  make_run,
+  moments,
+  start,
+)
 
-from configs import common
-from input_pipeline.arrays import Arrays
-from input_pipeline.resident import Resident
-from input_pipeline.views import View
-from models.vit import ViT
-from pretrain.methods import make_method
-from pretrain.recipe import Recipe
 from pretrain.teacher import drop_path_noise
 from training import optim, sharding
 from training.checkpoint import Checkpoints
 from training.loop import train
-from training.schedules import warmup_cosine
 from training.state import named_leaves
-from training.step import Run
 from training.warm_start import load_params
-
-BATCH, SIDE, PATCH, WIDTH, OUT = 16, 16, 4, 16, 8
-TOKENS = (SIDE // PATCH) ** 2
-TOTAL, LR, EPS = 6, 1e-3, 1e-3
-LEARNED = dict(width=8, levels=2)
-FOLLOWS_BASE = dict(LEARNED, weighting='fixed', weights=(1.0, 0.0))
-
-
-def mesh_of(devices, fsdp=1):
-  return jax.make_mesh(
-    (devices // fsdp, fsdp),
-    sharding.AXES,
-    axis_types=(jax.sharding.AxisType.Auto,) * 2,
-    devices=jax.devices()[:devices],
-  )
-
-
-@functools.cache
-def arrays():
-  rng = np.random.default_rng(0)
-  coarse = rng.integers(0, 256, (48, 5, 5, 3)).astype(np.uint8)
-  return Arrays(
-    name='blocks', images=np.kron(coarse, np.ones((1, 4, 4, 1), np.uint8))
-  )
-
-
-def make_run(
-  *,
-  devices=4,
-  fsdp=1,
-  chunks=1,
-  repre=LEARNED,
-  remat=False,
-  dtype='float32',
-  frozen=False,
-  initial=None,
-  **config_fields,
-):
-  config = common.base()
-  # Key biases have a gradient of zero; a larger eps keeps Adam from making
-  # steps out of its rounding.
-  hyper = dict(b1=0.9, b2=0.999, eps=EPS)
-  config.optim = dict(name='adamw', hyper=hyper)
-  config.update(dict(batch_size=BATCH, chunks=chunks, eval_every=0))
-  config.update(config_fields)
-  mesh = mesh_of(devices, fsdp)
-  # Crops and flips draw from the keys of the rows, which is what matters here.
-  plain = View(size=SIDE, scale=(0.4, 1.0), jitter=0.0, gray=0.0, blur=0.0)
-  data = Resident(
-    arrays(),
-    dict(view1=plain, view2=plain),
-    batch_size=BATCH,
-    seed=config.seed,
-    shardings=(sharding.over_batch(mesh), sharding.replicated(mesh)),
-  )
-  vit = ViT(
-    patch_size=PATCH,
-    width=WIDTH,
-    depth=2,
-    num_heads=2,
-    mlp_ratio=2,
-    dtype=dtype,
-    drop_path=0.3,
-    remat=remat,
-  )
-  method = make_method(
-    vit,
-    dict(
-      name='moco_v3',
-      hidden=32,
-      out=OUT,
-      temperature=0.2,
-      momentum=0.9,
-      frozen_patch_embed=frozen,
-      repre=repre and dict(repre),
-    ),
-    Recipe(
-      lr=warmup_cosine(LR, warmup=0, total=2 * TOTAL),
-      decay=0.1,
-      peak=LR,
-      total=TOTAL,
-    ),
-    dtype=dtype,
-    chunks=chunks,
-  )
-  return Run(config, mesh=mesh, method=method, data=data, initial=initial)
-
-
-@functools.cache
-def cached_run(**fields):
-  fields = {k: dict(v) if k == 'repre' and v else v for k, v in fields.items()}
-  return make_run(**fields)
-
-
-@functools.cache
-def start(repre=None, frozen=False):
-  """The state of step 0 on the host."""
-  run = cached_run(repre=repre, frozen=True) if frozen else cached_run()
-  return jax.tree.map(np.array, run.init())
-
-
-@functools.cache
-def follow(steps, **fields):
-  """(state, metrics) after each of the first steps, on the host.
-
-  All start from one state: it does not depend on devices or chunks, and
-  compiling its initialisation takes as long as compiling the step.
-  """
-  run = cached_run(**fields)
-  kind = {k: v for k, v in fields.items() if k in ('repre', 'frozen')}
-  state = jax.device_put(jax.tree.map(np.copy, start(**kind)), run.shardings)
-  found = []
-  for step in range(steps):
-    state, report = run.step(state, run.data.batch(step))
-    found.append(jax.tree.map(np.array, (state, report)))
-  return found
-
-
-def fixed(values):
-  """A hashable form of a dict, for the caches."""
-  return tuple(sorted(values.items()))
-
-
-def moments(state, which='mu'):
-  """{parameter path: first or second moment of Adam}."""
-  found = {}
-  for name, leaf in named_leaves(state.opt_state).items():
-    _, middle, path = name.partition(f'/{which}/')
-    if middle:
-      found[path] = leaf
-  return found
-
-
-def assert_same_bits(got, want):
-  got, want = named_leaves(got), named_leaves(want)
-  assert got.keys() == want.keys()
-  for name, leaf in want.items():
-    a, b = np.asarray(got[name]), np.asarray(leaf)
-    assert a.dtype == b.dtype and a.shape == b.shape, name
-    assert a.tobytes() == b.tobytes(), name
-
-
-def assert_close(got, want, tolerance):
-  """Leaf by leaf, relative to its largest element.
-
-  Leaves whose value is zero in theory hold rounding only; they are compared
-  on the scale of the others.
-  """
-  assert got.keys() == want.keys()
-  most = max(np.abs(leaf).max() for leaf in want.values())
-  for name, leaf in want.items():
-    error = np.abs(got[name] - leaf).max()
-    allowed = tolerance * (np.abs(leaf).max() + 1e-2 * most)
-    assert error <= allowed, f'{name}: {error} > {allowed}'
-
-
-def assert_same_steps(got, want, *, loss, gradient):
-  """First loss, first gradients, then parameters and teachers of all steps."""
-  assert got[0][1]['loss'] == pytest.approx(want[0][1]['loss'], rel=loss)
-  first = moments(got[0][0]), moments(want[0][0])  # 0.1 · gradient
-  assert first[0]
-  assert_close(*first, gradient)
-  for (a, _), (b, _) in zip(got, want, strict=True):
-    for part in ('params', 'method_state'):
-      ours, theirs = (named_leaves(getattr(s, part)) for s in (a, b))
-      for name, leaf in theirs.items():
-        # A step moves a parameter by about the rate, however small its
-        # gradient; this is a five-hundredth of one step.
-        np.testing.assert_allclose(
-          ours[name], leaf, atol=2e-3 * LR, rtol=0, err_msg=name
-        )
-
 
 # RePre is its base, where its branch weighs nothing.
 

@@ -135,6 +135,14 @@ def test_clip_per_tensor():
   np.testing.assert_allclose(out['b']['c'], [[0.6, 0.8]], rtol=1e-5)
 
 
+def test_tensors_that_are_one_elsewhere_share_a_norm():
+  clip = Clip(norm=1.0, per='tensor', fused='a|b/c')
+  out = clipped((('.*', Rule(lr=1.0, clip=clip)),))
+  norm = np.sqrt(0.25 + 100.0)
+  np.testing.assert_allclose(out['a'], GRADS['a'] / norm, rtol=1e-5)
+  np.testing.assert_allclose(out['b']['c'], GRADS['b']['c'] / norm, rtol=1e-5)
+
+
 def test_equal_clips_of_two_rules_share_a_norm():
   clip = Clip(norm=1.0)
   out = clipped((('a', Rule(lr=1.0, clip=clip)), ('.*', Rule(lr=2, clip=clip))))

@@ -1,0 +1,149 @@
+"""What must hold of every contrastive method, with RePre on it."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import (
+  BATCH,
+  LEARNED,
+  METHODS,
+  TOTAL,
+  assert_same_steps,
+  cached_run,
+  fixed,
+  follow,
+  start,
+)
+
+from training.state import named_leaves
+
+EVERY = sorted(METHODS)
+OTHERS = [name for name in EVERY if name != 'moco_v3']  # see test_invariants
+WITH_TEACHER = [n for n in OTHERS if n not in ('simclr', 'simsiam')]
+
+
+def run_of(name, **fields):
+  return dict(method=name, repre=fixed(LEARNED), **fields)
+
+
+@functools.cache
+def steps(name, **fields):
+  return follow(2, **run_of(name, **fields))
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_four_devices_and_chunks_do_what_one_device_does(name):
+  """Negatives, BatchNorm, centres and queues are those of the whole batch."""
+  many = steps(name, devices=4, chunks=2)
+  one = steps(name, devices=1)
+  assert_same_steps(many, one, loss=1e-5, gradient=1e-4)
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_a_step_moves_what_it_should(name):
+  first = start(method=name, repre=fixed(LEARNED))
+  state, report = steps(name, devices=1)[1]
+  before, after = named_leaves(first.params), named_leaves(state.params)
+  still = {n for n in before if (before[n] == after[n]).all()}
+  # DINO's last layer waits for an epoch (three steps here).
+  assert still == {n for n in before if n.startswith('projector/last/')}
+  assert np.isfinite(report['loss']) and report['loss_pixels'] > 0
+  assert report['bad_steps'] == 0
+  teacher = state.method_state.get('teacher', {})
+  assert set(teacher) == ({'encoder', 'projector'} if teacher else set())
+  assert bool(teacher) == (name in WITH_TEACHER)
+
+
+@pytest.mark.parametrize('name', WITH_TEACHER)
+def test_the_teacher_is_the_moving_average_of_its_student(name):
+  states = [start(method=name, repre=fixed(LEARNED))]
+  states += [state for state, _ in steps(name, devices=1)]
+  ahead = name in ('moco_v2', 'moby')  # moved at the beginning of a step
+  for step in (0, 1):
+    when = step + ahead
+    momentum = 1 - 0.1 * (1 + math.cos(math.pi * when / TOTAL)) / 2
+    if name == 'moco_v2':
+      momentum = 0.9
+    old = named_leaves(states[step].method_state['teacher'])
+    new = named_leaves(states[step + 1].method_state['teacher'])
+    student = named_leaves(states[step + 1].params)
+    for path, leaf in new.items():
+      want = momentum * old[path] + (1 - momentum) * student[path]
+      np.testing.assert_allclose(leaf, want, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize('name', WITH_TEACHER)
+def test_teachers_and_queues_get_no_gradient(name):
+  run = cached_run(**run_of(name, devices=1))
+  state = start(method=name, repre=fixed(LEARNED))
+  views = run.data.render(run.data.batch(0), jax.random.key(0))
+
+  @functools.partial(jax.grad, allow_int=True)
+  def gradient(method_state):
+    rng = jax.random.key(0)
+    return run.method.loss(state.params, method_state, views, rng, 0)[0]
+
+  for path, leaf in named_leaves(gradient(state.method_state)).items():
+    assert leaf.dtype == jax.dtypes.float0 or not np.any(leaf), path
+
+
+class TestFirstLoss:
+  """Of random features: what counting says (spread features, no structure)."""
+
+  def loss(self, name):
+    return float(steps(name, devices=1)[0][1]['loss_contrast'])
+
+  def test_byol_is_at_most_that_of_unrelated_views(self):
+    assert 0 < self.loss('byol') < 4.5
+
+  def test_simsiam_is_one_less_the_cosine(self):
+    report = steps('simsiam', devices=1)[0][1]
+    assert report['loss_contrast'] == pytest.approx(1 - report['cosine'])
+    assert 0 < report['loss_contrast'] < 2
+
+  def test_queues_are_negatives_of_unit_length(self):
+    for name, low, high in (('moby', 1, 2), ('moco_v2', 0.5, 1)):
+      bound = high * math.log(1 + METHODS[name]['queue'])
+      assert 0.2 * low < self.loss(name) < bound + high / 0.2
+
+
+class TestQueues:
+  def test_moby_keeps_each_views_keys_apart(self):
+    state = steps('moby', devices=4, chunks=2)[1][0].method_state
+    assert state['pointer'] == 2 * BATCH % 32
+    norms = np.linalg.norm(state['queue1'], axis=1)
+    np.testing.assert_allclose(norms, 1, rtol=1e-5)
+    assert np.abs(state['queue1'] - state['queue2']).max() > 0.01
+
+  def test_moco_v2_queues_the_keys_of_both_views(self):
+    first = start(method='moco_v2', repre=fixed(LEARNED)).method_state
+    after = steps('moco_v2', devices=1)[0][0].method_state
+    assert after['pointer'] == 2 * BATCH
+    changed = np.any(first['queue'] != after['queue'], axis=1)
+    assert changed[: 2 * BATCH].all() and not changed[2 * BATCH :].any()
+
+  def test_a_queue_that_batches_do_not_fill_is_refused(self):
+    run = cached_run(**run_of('moby', devices=1))
+    views = {n: jnp.zeros((12, 16, 16, 3)) for n in ('view1', 'view2')}
+    with pytest.raises(ValueError, match='nearest lengths that work: 24, 36'):
+      jax.eval_shape(run.method.init, jax.random.key(0), views)
+
+
+class TestViews:
+  @pytest.mark.parametrize('name', ['byol', 'simclr'])
+  def test_local_crops_are_refused_where_no_loss_has_them(self, name):
+    run = cached_run(**run_of(name, devices=1))
+    views = {n: jnp.zeros((4, 16, 16, 3)) for n in ('view1', 'view2')}
+    views['local1'] = jnp.zeros((4, 8, 8, 3))
+    with pytest.raises(ValueError, match='only DINO takes local crops'):
+      jax.eval_shape(run.method.init, jax.random.key(0), views)
+
+  def test_dino_needs_the_crops_that_it_was_told_of(self):
+    run = cached_run(**run_of('dino', devices=1))
+    views = {n: jnp.zeros((4, 16, 16, 3)) for n in ('view1', 'view2')}
+    with pytest.raises(ValueError, match="'local1', 'local2'"):
+      jax.eval_shape(run.method.init, jax.random.key(0), views)
