@@ -157,7 +157,8 @@ def repre(word: str, **fields) -> dict:
       width=DECODER_WIDTH[family(word)],
       levels=4,
       fusion_layers=2,
-      view='view1',
+      lateral=True,
+      view='view1',  # or 'view2', 'both'
       weighting='uncertainty',
       weights=(1.0, 1.0),  # of contrast and pixels, where weighting='fixed'
       weighting_lr=1e-3,

@@ -36,6 +36,38 @@ def drop_path_rates(depth: int, rate: float) -> tuple[float, ...]:
   return tuple(float(r) for r in np.linspace(0, rate, depth))
 
 
+def check_noise(noise: jax.Array | None, batch: int, depth: int) -> None:
+  """Raises ValueError for noise that stochastic depth cannot use."""
+  if noise is not None and noise.shape != (batch, 2 * depth):
+    raise ValueError(
+      f'noise is {list(noise.shape)}, stochastic depth needs '
+      f'[{batch}, {2 * depth}]'
+    )
+
+
+def resolve(index: int, count: int, name: str, kind: str = 'block') -> int:
+  """Resolves the number of a block or stage that may count from the end.
+
+  Args:
+    index: the number as asked for.
+    count: how many there are.
+    name: of the argument, for the error.
+    kind: what is counted, for the error.
+
+  Returns:
+    The number counted from 0.
+
+  Raises:
+    ValueError: if there is none of that number.
+  """
+  if not -count <= index < count:
+    raise ValueError(
+      f'{name} names {kind} {index}, but the encoder has {kind}s 0 to '
+      f'{count - 1} (or -{count} to -1)'
+    )
+  return index % count
+
+
 def drop_branch(
   x: jax.Array, noise: jax.Array | None, rate: float
 ) -> jax.Array:
@@ -104,10 +136,12 @@ class Mlp(nn.Module):
     return dense(x.shape[-1], name='fc2')(y)
 
 
-def layer_norm(name: str, dtype: jnp.dtype = jnp.float32) -> nn.LayerNorm:
-  """A ViT's LayerNorm: epsilon 1e-6, two-pass statistics in float32."""
+def layer_norm(
+  name: str, dtype: jnp.dtype = jnp.float32, epsilon: float = 1e-6
+) -> nn.LayerNorm:
+  """A LayerNorm with two-pass statistics in float32; a ViT's epsilon."""
   return nn.LayerNorm(
-    epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
+    epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name
   )
 
 

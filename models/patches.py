@@ -44,6 +44,33 @@ def per_channel(
   return tuple(values) * (channels // len(values))
 
 
+def normalize(
+  x: jax.Array,
+  mean: tuple[float, ...] | None,
+  std: tuple[float, ...] | None,
+) -> jax.Array:
+  """(x - mean) / std of images [b, H, W, c]; None as in `per_channel`."""
+  c = x.shape[-1]
+  mean = per_channel('mean', mean, IMAGENET_MEAN, c)
+  std = per_channel('std', std, IMAGENET_STD, c)
+  return (x - jnp.array(mean)) / jnp.array(std)
+
+
+def check_images(x: jax.Array, channels: int) -> None:
+  """Raises ValueError for what is no batch of float images [b, H, W, c]."""
+  if x.ndim != 4:
+    raise ValueError(f'images must be [b, H, W, c], not {list(x.shape)}')
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(
+      f'images must be floats in [0, 1], not {x.dtype}: divide by 255'
+    )
+  if x.shape[-1] != channels:
+    raise ValueError(
+      f'images have {x.shape[-1]} channels, the encoder takes {channels}: '
+      f'convert them or set in_channels={x.shape[-1]}'
+    )
+
+
 def check_divisible(size: tuple[int, int], patch_size: int) -> None:
   """Raises ValueError with the nearest (height, width) that patches tile."""
   if not (size[0] % patch_size or size[1] % patch_size):

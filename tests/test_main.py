@@ -350,7 +350,7 @@ def words_of(name):
   words = []
   for flags in ('', 'repre'):
     words += [f'{name}4,photos,{flags}' for name in common.VITS]
-    words += [f'{name},photos,{flags}' for name in ()]
+    words += [f'{name},photos,{flags}' for name in common.SWINS]
     words += [f'vit_mini4,{data},{flags}' for data in DATA]
   return words
 

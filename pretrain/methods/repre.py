@@ -26,7 +26,7 @@ from training.state import Aux, Figure
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RePre:
-  """A base method and one branch over its own features of one view.
+  """A base method and one branch over its own features of a view, or of two.
 
   The base is given the unsplit rng and knows nothing of the branch: with
   weights fixed at (1, 0) each of its parameters follows the base alone, bit
@@ -35,13 +35,14 @@ class RePre:
   of any teacher.
 
   Attributes:
-    base: a method whose Aux holds `features` and `images` of `view`.
+    base: a method whose Aux holds `features` and `images` of the views.
     branch: what is reconstructed and from where.
     weighting: how the two losses, 'contrast' and 'pixels', are added up.
     lr: the decoder's learning rate by step.
     decay: the decoder's weight decay.
     weighting_lr: rate of the uncertainty weights (their own Adam, no decay).
-    view: the view that is decoded (Algorithm 1: the first).
+    views: what is decoded (Algorithm 1: the first view); of several the mean
+      counts.
   """
 
   base: Method
@@ -50,7 +51,7 @@ class RePre:
   lr: Schedule
   decay: Schedule | float
   weighting_lr: float = 1e-3
-  view: str = 'view1'
+  views: tuple[str, ...] = ('view1',)
 
   @property
   def encoder(self) -> Any:
@@ -60,11 +61,13 @@ class RePre:
   def init(self, rng, batch, initial=None) -> tuple[Any, Any]:
     """The base's params plus {decoder, weighting}; the base's method_state."""
     params, method_state = self.base.init(rng, batch, initial)
-    if self.view not in batch:
-      raise ValueError(
-        f'method.repre.view={self.view!r} is not a view; known: {sorted(batch)}'
-      )
-    images = batch[self.view][:1]
+    for view in self.views:
+      if view not in batch:
+        raise ValueError(
+          f'method.repre.view={view!r} is not a view; known: {sorted(batch)}, '
+          "or 'both'"
+        )
+    images = batch[self.views[0]][:1]
     features = self._encode(params['encoder'], images)
     decoder = self.branch.init(named_key(rng, 'decoder'), features)
     added = dict(decoder=decoder, weighting=self.weighting.init())
@@ -76,13 +79,21 @@ class RePre:
   def loss(self, params, method_state, batch, rng, step) -> tuple[Any, Aux]:
     """The weighted sum of the base's loss and the mean absolute pixel error."""
     contrast, aux = self.base.loss(params, method_state, batch, rng, step)
-    features = aux.features[self.view]
-    if self._unweighted():
-      # Nothing flows back: not even zeros, whose sums could round differently.
-      features = jax.lax.stop_gradient(features)
-    pixels = self.branch.loss(
-      params['decoder'], features, aux.images[self.view]
-    )
+    errors = []
+    for view in self.views:
+      if view not in aux.features:
+        raise ValueError(
+          f'the base has no features of {view!r}: an asymmetric method encodes '
+          f'{sorted(aux.features)}'
+        )
+      features = aux.features[view]
+      if self._unweighted():
+        # Nothing flows back: not even zeros, whose sums could round otherwise.
+        features = jax.lax.stop_gradient(features)
+      errors.append(
+        self.branch.loss(params['decoder'], features, aux.images[view])
+      )
+    pixels = sum(errors) / len(errors)
     loss, metrics = self.weighting(
       params['weighting'], dict(contrast=contrast, pixels=pixels)
     )
@@ -114,7 +125,7 @@ class RePre:
 
   def figures(self, params, method_state, batch) -> dict[str, Figure]:
     """Input, reconstruction and absolute error, one row per image."""
-    images = batch[self.view].astype(jnp.float32)
+    images = batch[self.views[0]].astype(jnp.float32)
     features = self._encode(params['encoder'], images)
     prediction = self.branch.predict(params['decoder'], features)
     rebuilt = unpatchify(prediction, self.branch.target.patch_size)
@@ -131,9 +142,10 @@ def repre(
   base: Method,
   recipe: Recipe,
   *,
-  width: int = 128,
+  width: int | tuple[int, ...] = 128,
   levels: int = 4,
   fusion_layers: int = 2,
+  lateral: bool = True,
   view: str = 'view1',
   weighting: str = 'uncertainty',
   weights: tuple[float, float] = (1.0, 1.0),
@@ -146,11 +158,14 @@ def repre(
   Args:
     base: the contrastive method.
     recipe: the decoder takes its rate and decay, nothing else.
-    width: of the decoder; 64, 128, 256 for ViT-Ti, S, B cost 2.2 to
-      2.4 % of MoCo v3's FLOPs.
-    levels: how many levels of the encoder are fused (K).
+    width: of the decoder, or of each fusion block from deep to shallow; 64,
+      128, 256 for ViT-Ti, S, B and (128, 64, 32) for Swin-T cost 2.2 to 3 % of
+      MoCo v3's FLOPs.
+    levels: how many levels of the encoder are fused (K); 1 is the ablation
+      "Single".
     fusion_layers: convolutions per fusion block (N).
-    view: the decoded view.
+    lateral: bring the levels to `width` first, see `FusionDecoder`.
+    view: the decoded view, or 'both' for view1 and view2.
     weighting: 'uncertainty' learns the weights, 'fixed' takes `weights`.
     weights: of (contrast, pixels) where they are fixed.
     weighting_lr: rate of the learned ones.
@@ -169,26 +184,32 @@ def repre(
       "'fixed'"
     )
   names = ('contrast', 'pixels')
-  if width < 1 or fusion_layers < 1 or len(weights) != len(names):
+  widths = (width,) if isinstance(width, int) else tuple(width)
+  if min(widths) < 1 or fusion_layers < 1 or len(weights) != len(names):
     raise ValueError(
       'method.repre needs width and fusion_layers of at least 1 and weights '
-      f'of {names}; got {width}, {fusion_layers} and {tuple(weights)}'
+      f'of {names}; got {widths}, {fusion_layers} and {tuple(weights)}'
     )
   learned = weighting == 'uncertainty'
   encoder = base.encoder
+  taps = level_indices(len(encoder.strides), levels)
+  patch_size = encoder.strides[taps[0]]
+  if len(widths) > 1:  # stated for four levels
+    widths = widths[: max(levels - 1, 1)]
   return RePre(
     base=base,
     branch=Branch(
-      levels=level_indices(encoder.depth, levels),
+      levels=taps,
       decoder=FusionDecoder(
-        width=width,
-        patch_size=encoder.patch_size,
+        width=widths[0] if len(widths) == 1 else widths,
+        patch_size=patch_size,
         out_channels=encoder.in_channels,
         fusion_layers=fusion_layers,
+        lateral=lateral,
         mean=encoder.mean,
         dtype=dtype,
       ),
-      target=Pixels(encoder.patch_size),
+      target=Pixels(patch_size),
       chunks=chunks,
     ),
     weighting=Uncertainty(names)
@@ -197,5 +218,5 @@ def repre(
     lr=recipe.lr,
     decay=recipe.decay,
     weighting_lr=weighting_lr,
-    view=view,
+    views=('view1', 'view2') if view == 'both' else (view,),
   )
