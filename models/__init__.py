@@ -6,13 +6,19 @@ import re
 
 from flax import linen as nn
 
-from models.vit import VARIANTS, ViT
+from models import swin, vit
 
-# The name of an encoder without its patch size: vit_s of vit_s16.
-ENCODERS = {
-  f'vit_{size}': functools.partial(ViT, **fields)
-  for size, fields in VARIANTS.items()
+# Words that a patch size follows: vit_s of vit_s16.
+PATCHED = {
+  f'vit_{size}': functools.partial(vit.ViT, **fields)
+  for size, fields in vit.VARIANTS.items()
 }
+# Words that are complete; their patch size is a field like others.
+COMPLETE = {
+  f'swin_{size}': functools.partial(swin.Swin, **fields)
+  for size, fields in swin.VARIANTS.items()
+}
+ENCODERS = PATCHED | COMPLETE
 # Only to guess what an unknown word was meant to be; any patch size works.
 USUAL_PATCHES = (4, 8, 14, 16, 32)
 
@@ -21,7 +27,8 @@ def make_encoder(word: str, **fields) -> nn.Module:
   """Builds the encoder that a word names.
 
   Args:
-    word: a name in ENCODERS followed by the patch size, such as 'vit_s16'.
+    word: a name in PATCHED followed by the patch size, such as 'vit_s16', or
+      one in COMPLETE, such as 'swin_t'.
     **fields: fields of the encoder that should differ from its variant's.
 
   Returns:
@@ -31,12 +38,16 @@ def make_encoder(word: str, **fields) -> nn.Module:
     ValueError: if no encoder has that name.
     TypeError: if the encoder has no such field.
   """
+  if word in COMPLETE:
+    return COMPLETE[word](**fields)
   match = re.fullmatch(r'(\w*[a-z])([1-9]\d*)', word)
-  if match is None or match[1] not in ENCODERS:
-    usual = [f'{name}{p}' for name in ENCODERS for p in USUAL_PATCHES]
+  if match is None or match[1] not in PATCHED:
+    usual = [f'{name}{p}' for name in PATCHED for p in USUAL_PATCHES]
+    usual += COMPLETE
     nearest = difflib.get_close_matches(word, usual, n=1, cutoff=0)[0]
     raise ValueError(
       f'unknown encoder {word!r}; did you mean {nearest!r}? Known: '
-      f'{", ".join(ENCODERS)}, each followed by the patch size'
+      f'{", ".join(PATCHED)}, each followed by the patch size, and '
+      f'{", ".join(COMPLETE)}'
     )
-  return ENCODERS[match[1]](patch_size=int(match[2]), **fields)
+  return PATCHED[match[1]](patch_size=int(match[2]), **fields)

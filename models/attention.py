@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from models.dense import Dense
 
+Initializer = nn.initializers.Initializer
 ATTENTION_IMPLS = ('auto', 'einsum', 'xla', 'cudnn')
 
 
@@ -15,6 +16,8 @@ class Attention(nn.Module):
 
   Three Dense of d x d rather than one of d x 3d, because MoCo v3 takes
   Xavier's bound of each; all biases start at 0.
+
+  Leading axes beyond the batch (windows) attend apart.
 
   Attributes:
     num_heads: number of heads; divides the width.
@@ -25,22 +28,28 @@ class Attention(nn.Module):
       against 43 ms at 128 x 65 x 96 with 3 heads, 68 against 79 ms at
       8 x 197 x 384 with 12), elsewhere what JAX itself chooses.
     with_map: also return the attention weights; takes the plain path.
+    kernel_init: initialiser of the four kernels.
   """
 
   num_heads: int
   dtype: jnp.dtype = jnp.float32
   impl: str = 'auto'
   with_map: bool = False
+  kernel_init: Initializer = nn.initializers.xavier_uniform()
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+  def __call__(
+    self, x: jax.Array, bias: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array | None]:
     """Attends among the tokens of each example.
 
     Args:
-      x: [b, n, d].
+      x: [..., n, d].
+      bias: added to the logits, float32; broadcasts to [..., heads, n, n].
 
     Returns:
-      [b, n, d] in `dtype`, and the weights [b, heads, n, n] float32 or None.
+      [..., n, d] in `dtype`, and the weights [..., heads, n, n] float32 or
+      None.
 
     Raises:
       ValueError: for a width that the heads do not divide, an unknown
@@ -57,27 +66,34 @@ class Attention(nn.Module):
       return Dense(
         width,
         dtype=self.dtype,
-        kernel_init=nn.initializers.xavier_uniform(),
+        kernel_init=self.kernel_init,
         name=name,
       )
 
     q, k, v = dense('query')(x), dense('key')(x), dense('value')(x)
     if impl == 'einsum':
-      y, weights = self._plain(q, k, v)
+      y, weights = self._plain(q, k, v, bias)
       return dense('out')(y), weights
-    split = 'b n (h e) -> b n h e'
-    q, k, v = (rearrange(t, split, h=self.num_heads) for t in (q, k, v))
+    *leading, n, _ = x.shape
+    if bias is not None:
+      bias = jnp.broadcast_to(bias, (*leading, self.num_heads, n, n))
+      bias = bias.reshape(-1, self.num_heads, n, n)
+    q, k, v = (
+      t.reshape(-1, n, self.num_heads, width // self.num_heads)
+      for t in (q, k, v)
+    )
     chosen = None if impl == 'auto' else impl
-    y = jax.nn.dot_product_attention(q, k, v, implementation=chosen)
-    return dense('out')(rearrange(y, 'b n h e -> b n (h e)')), None
+    y = jax.nn.dot_product_attention(q, k, v, bias, implementation=chosen)
+    return dense('out')(y.reshape(x.shape)), None
 
-  def _plain(self, q, k, v):
-    """Attention on [b, heads, n, e]; the weights only if they are wanted."""
+  def _plain(self, q, k, v, bias):
+    """Attention on [..., heads, n, e]; the weights only if they are wanted."""
     # Heads before tokens: each product is then a plain batched matrix product.
-    split = 'b n (h e) -> b h n e'
+    split = '... n (h e) -> ... h n e'
     q, k, v = (rearrange(t, split, h=self.num_heads) for t in (q, k, v))
-    weights = attention_weights(q, k) if self.with_map else None
-    return rearrange(attend(q, k, v), 'b h n e -> b n (h e)'), weights
+    weights = attention_weights(q, k, bias) if self.with_map else None
+    y = attend(q, k, v, bias)
+    return rearrange(y, '... h n e -> ... n (h e)'), weights
 
   def _implementation(self) -> str:
     if self.impl not in ATTENTION_IMPLS:
@@ -94,23 +110,27 @@ class Attention(nn.Module):
     return 'einsum' if plain or self.with_map else self.impl
 
 
-def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
-  """Softmax(q k^T / sqrt(e)).
+def attention_weights(
+  q: jax.Array, k: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+  """Softmax(q k^T / sqrt(e) + bias).
 
   Args:
-    q: queries [b, heads, n, e].
+    q: queries [..., heads, n, e].
     k: keys, same shape.
+    bias: float32; broadcasts to [..., heads, n, n].
 
   Returns:
-    [b, heads, n, n] float32.
+    [..., heads, n, n] float32.
   """
-  scaled = q * q.shape[-1] ** -0.5
-  return jax.nn.softmax(_product('bhne,bhme->bhnm', scaled, k), axis=-1)
+  return jax.nn.softmax(_logits(q, k, bias), axis=-1)
 
 
 @jax.custom_vjp
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """Softmax(q k^T / sqrt(e)) v per head, written out.
+def attend(
+  q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+  """Softmax(q k^T / sqrt(e) + bias) v per head, written out.
 
   As in FlashAttention (Dao et al., arXiv:2205.14135, appendix B), without its
   tiles: the sums of the softmax divide its product with v and not the n x n
@@ -120,38 +140,56 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   (16 x 6 x 197 x 64).
 
   Args:
-    q: queries [b, heads, n, e].
+    q: queries [..., heads, n, e].
     k: keys, same shape.
     v: values, same shape.
+    bias: float32; broadcasts to [..., heads, n, n].
 
   Returns:
-    [b, heads, n, e] in the dtype of v.
+    [..., heads, n, e] in the dtype of v.
   """
-  return _attend_forward(q, k, v)[0]
+  return _attend_forward(q, k, v, bias)[0]
 
 
-def _attend_forward(q, k, v):
-  logits = _product('bhne,bhme->bhnm', q * q.shape[-1] ** -0.5, k)
+def _attend_forward(q, k, v, bias):
+  logits = _logits(q, k, bias)
   # At most 1 and at least one 1 by row: nothing overflows, no sum is 0.
   weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
   total = weights.sum(axis=-1)[..., None]
-  y = _product('bhnm,bhme->bhne', weights.astype(v.dtype), v) / total
+  y = _product('...nm,...me->...ne', weights.astype(v.dtype), v) / total
   y = y.astype(v.dtype)
-  return y, (q, k, v, weights, total, y)
+  return y, (q, k, v, bias, weights, total, y)
 
 
 def _attend_backward(kept, dy):
-  q, k, v, weights, total, y = kept
+  q, k, v, bias, weights, total, y = kept
   scale = q.shape[-1] ** -0.5
   dy = dy / total
-  row = _product('bhne,bhne->bhn', dy, y)[..., None]
+  row = _product('...ne,...ne->...n', dy, y)[..., None]
   dy = dy.astype(v.dtype)
-  dv = jnp.einsum('bhnm,bhne->bhme', weights.astype(v.dtype), dy)
-  dlogits = weights * (_product('bhne,bhme->bhnm', dy, v) - row)
+  dv = jnp.einsum('...nm,...ne->...me', weights.astype(v.dtype), dy)
+  dlogits = weights * (_product('...ne,...me->...nm', dy, v) - row)
+  dbias = None if bias is None else _sum_to(dlogits, bias.shape)
   dlogits = dlogits.astype(q.dtype)
-  dq = jnp.einsum('bhnm,bhme->bhne', dlogits, k) * scale
-  dk = jnp.einsum('bhnm,bhne->bhme', dlogits, q * scale)
-  return dq, dk, dv
+  dq = jnp.einsum('...nm,...me->...ne', dlogits, k) * scale
+  dk = jnp.einsum('...nm,...ne->...me', dlogits, q * scale)
+  return dq, dk, dv, dbias
+
+
+def _logits(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> jax.Array:
+  logits = _product('...ne,...me->...nm', q * q.shape[-1] ** -0.5, k)
+  return logits if bias is None else logits + bias
+
+
+def _sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Sums x over the axes that broadcasting from `shape` made."""
+  missing = x.ndim - len(shape)
+  axes = [
+    axis
+    for axis, size in enumerate(x.shape)
+    if axis < missing or shape[axis - missing] != size
+  ]
+  return x.sum(axis=axes).reshape(shape)
 
 
 def _product(axes: str, x: jax.Array, y: jax.Array) -> jax.Array:

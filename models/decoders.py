@@ -33,7 +33,9 @@ class FusionDecoder(nn.Module):
   From deep to shallow, each of the K - 1 fusion blocks concatenates what it has
   with the next shallower level and applies `fusion_layers` times 3x3
   convolution and ReLU; a 1x1 convolution predicts every patch's pixels. With
-  one level (the "Single" ablation) one block works on it alone.
+  one level (the "Single" ablation) one block works on it alone. Where levels
+  get coarser with depth (Swin), what a block has is first upsampled to the
+  shallower level's grid, bilinearly.
 
   Differs from the paper: 1x1 laterals bring the levels to `width` first. The
   # paper's width, the encoder's, costs 20 % of a step where it claims 4 %.
@@ -42,8 +44,11 @@ class FusionDecoder(nn.Module):
   (block i from deep, convolution j) and `out`, each a kernel and a bias.
 
   Attributes:
-    width: width of the decoder.
-    patch_size: side p of a patch in pixels.
+    width: width of the decoder, or of each fusion block from deep to shallow,
+      such as (128, 64, 32) for four levels of Swin-T.
+    patch_size: side p of what one position of the shallowest map predicts, in
+      pixels: the encoder's `strides` at that level. A patch of a ViT, or of
+      Swin's first stage; 32 for Swin's last one alone.
     out_channels: channels c of the images.
     fusion_layers: convolutions per fusion block (paper: 2).
     lateral: project levels to `width`; off, the first convolution of a block
@@ -53,7 +58,7 @@ class FusionDecoder(nn.Module):
     dtype: 'float32' or 'bfloat16' for the convolutions.
   """
 
-  width: int
+  width: int | tuple[int, ...]
   patch_size: int
   out_channels: int = 3
   fusion_layers: int = 2
@@ -66,37 +71,63 @@ class FusionDecoder(nn.Module):
     """Predicts pixels from maps of several levels (`Level.map()`).
 
     Args:
-      maps: K maps [b, h, w, d], shallow to deep, on one grid.
+      maps: K maps [b, h, w, d], shallow to deep, on one grid or on ones that
+        get coarser.
 
     Returns:
-      [b, h, w, p * p * c] float32, in the order of `patches.patchify`.
+      [b, h, w, p * p * c] float32 on the grid of the first map, in the order
+      of `patches.patchify`.
 
     Raises:
-      ValueError: without a map, or for maps on different grids.
+      ValueError: without a map, for maps that get finer, or for widths that
+        are not one per fusion block.
     """
-    if not maps:
-      raise ValueError('the decoder needs at least one level')
-    grids = [tuple(m.shape[1:3]) for m in maps]
-    if len(set(grids)) > 1:
-      raise ValueError(f'levels must share one grid, not {grids}')
+    widths = self._widths(maps)
     if self.lateral:
       # No ReLU follows, hence a gain of 1 where the 3x3 take He's 2.
       init = nn.initializers.lecun_normal()
+      # The deepest two meet in the first block.
+      shallow_first = (widths[0], *widths)[::-1][-len(maps) :]
       maps = [
-        self._conv(self.width, 1, init, f'lateral_{i}')(m)
-        for i, m in enumerate(maps)
+        self._conv(width, 1, init, f'lateral_{i}')(m)
+        for i, (m, width) in enumerate(zip(maps, shallow_first, strict=True))
       ]
     *shallower, x = maps
     if not shallower:
-      x = self._fuse(x, 0)
+      x = self._fuse(x, 0, widths[0])
     for i, shallow in enumerate(reversed(shallower)):
-      x = self._fuse(jnp.concatenate([x, shallow], axis=-1), i)
+      if x.shape[1:3] != shallow.shape[1:3]:
+        # Half-pixel centres; to the exact grid, as maps of odd sides were
+        # padded before they were halved.
+        shape = (*shallow.shape[:3], x.shape[-1])
+        x = jax.image.resize(x, shape, 'bilinear')
+      x = self._fuse(jnp.concatenate([x, shallow], axis=-1), i, widths[i])
     return self._pixels(x)
 
-  def _fuse(self, x: jax.Array, block: int) -> jax.Array:
+  def _widths(self, maps: tuple[jax.Array, ...]) -> tuple[int, ...]:
+    """Width of every fusion block; raises ValueError for unfit maps."""
+    if not maps:
+      raise ValueError('the decoder needs at least one level')
+    grids = [tuple(m.shape[1:3]) for m in maps]
+    for (h, w), (deeper_h, deeper_w) in zip(grids, grids[1:], strict=False):
+      if deeper_h > h or deeper_w > w:
+        raise ValueError(
+          f'levels must not get finer from shallow to deep: grids {grids}'
+        )
+    blocks = max(len(maps) - 1, 1)
+    if isinstance(self.width, int):
+      return (self.width,) * blocks
+    if len(self.width) != blocks:
+      raise ValueError(
+        f'width {tuple(self.width)} has {len(self.width)} numbers for {blocks} '
+        f'fusion blocks of {len(maps)} levels: give {blocks}, or one for all'
+      )
+    return tuple(self.width)
+
+  def _fuse(self, x: jax.Array, block: int, width: int) -> jax.Array:
     for j in range(self.fusion_layers):
       init = nn.initializers.he_normal()
-      x = nn.relu(self._conv(self.width, 3, init, f'fusion_{block}_{j}')(x))
+      x = nn.relu(self._conv(width, 3, init, f'fusion_{block}_{j}')(x))
     return x
 
   def _pixels(self, x: jax.Array) -> jax.Array:

@@ -48,13 +48,15 @@ class Features:
     tokens: patch tokens after the final norm, [b, k, d] float32.
     pooled: the image feature that probes read, [b, d] float32.
     cls: CLS token after the final norm, [b, d] float32; None without one.
-    merged: maps after patch merging, of encoders that merge patches.
-    attention: {block as asked for: [b, heads, n, n] float32}, n with prefix.
+    merged: the stream after each patch merging, shallow to deep, of encoders
+      that merge patches; `merged[i]` follows `levels[i]`.
+    attention: {block as asked for: weights float32}: [b, heads, n, n], n with
+      prefix, or [b, windows, heads, n, n] of blocks that attend in windows.
   """
 
   levels: tuple[Level, ...]
   tokens: jax.Array
   pooled: jax.Array
   cls: jax.Array | None = None
-  merged: tuple[jax.Array, ...] = ()
+  merged: tuple[Level, ...] = ()
   attention: dict[int, jax.Array] = struct.field(default_factory=dict)

@@ -8,6 +8,7 @@ from flax import linen as nn
 from models.attention import Attention
 from models.dense import Dense
 
+Initializer = nn.initializers.Initializer
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -31,6 +32,38 @@ def drop_path_rates(depth: int, rate: float) -> tuple[float, ...]:
   if not 0 <= rate < 1:
     raise ValueError(f'drop_path must be in [0, 1), not {rate}')
   return tuple(float(r) for r in np.linspace(0, rate, depth))
+
+
+def check_noise(noise: jax.Array | None, batch: int, depth: int) -> None:
+  """Raises ValueError for noise that stochastic depth cannot use."""
+  if noise is not None and noise.shape != (batch, 2 * depth):
+    raise ValueError(
+      f'noise is {list(noise.shape)}, stochastic depth needs '
+      f'[{batch}, {2 * depth}]'
+    )
+
+
+def resolve(index: int, count: int, name: str, kind: str = 'block') -> int:
+  """Resolves the number of a block or stage that may count from the end.
+
+  Args:
+    index: the number as asked for.
+    count: how many there are.
+    name: of the argument, for the error.
+    kind: what is counted, for the error.
+
+  Returns:
+    The number counted from 0.
+
+  Raises:
+    ValueError: if there is none of that number.
+  """
+  if not -count <= index < count:
+    raise ValueError(
+      f'{name} names {kind} {index}, but the encoder has {kind}s 0 to '
+      f'{count - 1} (or -{count} to -1)'
+    )
+  return index % count
 
 
 def drop_branch(
@@ -85,25 +118,26 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class Mlp(nn.Module):
-  """Dense, exact (erf) GELU, Dense; Xavier-uniform kernels, biases 0."""
+  """Dense, exact (erf) GELU, Dense; biases start at 0."""
 
   hidden: int
   dtype: jnp.dtype = jnp.float32
+  kernel_init: Initializer = nn.initializers.xavier_uniform()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [b, n, d] to [b, n, d] in `dtype`."""
-    xavier = nn.initializers.xavier_uniform()
-    y = Dense(self.hidden, dtype=self.dtype, kernel_init=xavier, name='fc1')(x)
-    return Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier, name='fc2')(
-      gelu(y)
-    )
+    fields = dict(dtype=self.dtype, kernel_init=self.kernel_init)
+    y = Dense(self.hidden, name='fc1', **fields)(x)
+    return Dense(x.shape[-1], name='fc2', **fields)(gelu(y))
 
 
-def layer_norm(name: str, dtype: jnp.dtype = jnp.float32) -> nn.LayerNorm:
-  """A ViT's LayerNorm: epsilon 1e-6, two-pass statistics in float32."""
+def layer_norm(
+  name: str, dtype: jnp.dtype = jnp.float32, epsilon: float = 1e-6
+) -> nn.LayerNorm:
+  """A LayerNorm with two-pass statistics in float32; a ViT's epsilon."""
   return nn.LayerNorm(
-    epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
+    epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name
   )
 
 

@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from models.dense import flat_product
 
+Initializer = nn.initializers.Initializer
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Images that are not RGB have no customary statistics: [0, 1] goes to [-1, 1].
@@ -41,6 +42,33 @@ def per_channel(
       f'{channels}'
     )
   return tuple(values) * (channels // len(values))
+
+
+def normalize(
+  x: jax.Array,
+  mean: tuple[float, ...] | None,
+  std: tuple[float, ...] | None,
+) -> jax.Array:
+  """(x - mean) / std of images [b, H, W, c]; None as in `per_channel`."""
+  c = x.shape[-1]
+  mean = per_channel('mean', mean, IMAGENET_MEAN, c)
+  std = per_channel('std', std, IMAGENET_STD, c)
+  return (x - jnp.array(mean)) / jnp.array(std)
+
+
+def check_images(x: jax.Array, channels: int) -> None:
+  """Raises ValueError for what is no batch of float images [b, H, W, c]."""
+  if x.ndim != 4:
+    raise ValueError(f'images must be [b, H, W, c], not {list(x.shape)}')
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(
+      f'images must be floats in [0, 1], not {x.dtype}: divide by 255'
+    )
+  if x.shape[-1] != channels:
+    raise ValueError(
+      f'images have {x.shape[-1]} channels, the encoder takes {channels}: '
+      f'convert them or set in_channels={x.shape[-1]}'
+    )
 
 
 def check_divisible(size: tuple[int, int], patch_size: int) -> None:
@@ -108,6 +136,16 @@ def unpatchify(patches: jax.Array, patch_size: int) -> jax.Array:
   )
 
 
+def fan_in_uniform(fan_in: int) -> Initializer:
+  """PyTorch's default for kernels and biases: U(+-1 / sqrt(fan_in))."""
+
+  def init(rng, shape, dtype=jnp.float32):
+    bound = fan_in**-0.5
+    return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+  return init
+
+
 class PatchEmbed(nn.Module):
   """Linear map of flattened patches, [b, k, p*p*c] -> [b, k, width].
 
@@ -115,23 +153,26 @@ class PatchEmbed(nn.Module):
   of others need only PyTorch's OIHW transposed); `bias` is [width]. A product
   over patches is that convolution, and can be given the visible patches only.
 
-  MoCo v3's initialisation (arXiv:2104.02057, official code): kernel
-  U(+-sqrt(6 / (p * p * c + width))), that is Xavier's over the flattened
-  patch; bias 0.
+  Both initialisers default to MoCo v3's (arXiv:2104.02057, official code):
+  kernel U(+-sqrt(6 / (p * p * c + width))), that is Xavier's over the
+  flattened patch; bias 0.
   """
 
   patch_size: int
   in_channels: int
   width: int
   dtype: jnp.dtype = jnp.float32
+  kernel_init: Initializer = nn.initializers.xavier_uniform(
+    in_axis=(0, 1, 2), out_axis=3
+  )
+  bias_init: Initializer = nn.initializers.zeros
 
   @nn.compact
   def __call__(self, patches: jax.Array) -> jax.Array:
     """Embeds patches in the order of `patchify`; returns `dtype`."""
     p, c = self.patch_size, self.in_channels
-    xavier = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
-    kernel = self.param('kernel', xavier, (p, p, c, self.width))
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
+    kernel = self.param('kernel', self.kernel_init, (p, p, c, self.width))
+    bias = self.param('bias', self.bias_init, (self.width,))
     kernel = rearrange(kernel, 'p q c d -> (p q c) d').astype(self.dtype)
     product = flat_product(patches.astype(self.dtype), kernel)
     return product + bias.astype(self.dtype)

@@ -65,6 +65,11 @@ class ViT(nn.Module):
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
 
+  @property
+  def strides(self) -> tuple[int, ...]:
+    """Pixels per token along a side, for every level."""
+    return (self.patch_size,) * self.depth
+
   @nn.compact
   def __call__(
     self,
@@ -95,8 +100,8 @@ class ViT(nn.Module):
       ValueError: for images, mask, noise or fields that do not fit together.
     """
     self._check(x, mask, noise)
-    cuts = {self._block(i, 'cuts') for i in cuts}
-    maps = {i: self._block(i, 'attention') for i in attention}
+    cuts = {layers.resolve(i, self.depth, 'cuts') for i in cuts}
+    maps = {i: layers.resolve(i, self.depth, 'attention') for i in attention}
     grid = tuple(side // self.patch_size for side in x.shape[1:3])
     x = self._embed(x, mask)
     block_type = nn.remat(layers.Block) if self.remat else layers.Block
@@ -133,10 +138,7 @@ class ViT(nn.Module):
   def _embed(self, x: jax.Array, mask: Mask | None) -> jax.Array:
     """Images [b, H, W, c] to CLS and visible tokens, [b, 1 + k, d]."""
     dtype = layers.compute_dtype(self.dtype)
-    c = self.in_channels
-    mean = patches.per_channel('mean', self.mean, patches.IMAGENET_MEAN, c)
-    std = patches.per_channel('std', self.std, patches.IMAGENET_STD, c)
-    x = (x - jnp.array(mean)) / jnp.array(std)
+    x = patches.normalize(x, self.mean, self.std)
     x = patches.patchify(x, self.patch_size)
     positions = jnp.asarray(sincos_2d(x.shape[1:3], self.width))
     x = rearrange(x, 'b h w f -> b (h w) f')
@@ -147,7 +149,7 @@ class ViT(nn.Module):
       positions = positions[mask.visible]
     x = patches.PatchEmbed(
       patch_size=self.patch_size,
-      in_channels=c,
+      in_channels=self.in_channels,
       width=self.width,
       dtype=dtype,
       name='patch_embed',
@@ -157,41 +159,18 @@ class ViT(nn.Module):
     cls = jnp.broadcast_to(cls.astype(dtype), (x.shape[0], 1, self.width))
     return jnp.concatenate([cls, x], axis=1)
 
-  def _block(self, index: int, name: str) -> int:
-    """Resolves a block number that may count from the end."""
-    if not -self.depth <= index < self.depth:
-      raise ValueError(
-        f'{name} names block {index}, but the encoder has blocks 0 to '
-        f'{self.depth - 1} (or -{self.depth} to -1)'
-      )
-    return index % self.depth
-
   def _check(
     self, x: jax.Array, mask: Mask | None, noise: jax.Array | None
   ) -> None:
     """Raises ValueError, before anything compiles, for what cannot work."""
     if self.pool not in ('cls', 'mean'):
       raise ValueError(f"unknown pool {self.pool!r}; known: 'cls', 'mean'")
-    if x.ndim != 4:
-      raise ValueError(f'images must be [b, H, W, c], not {list(x.shape)}')
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-      raise ValueError(
-        f'images must be floats in [0, 1], not {x.dtype}: divide by 255'
-      )
-    b, height, width, channels = x.shape
-    if channels != self.in_channels:
-      raise ValueError(
-        f'images have {channels} channels, the encoder takes '
-        f'{self.in_channels}: convert them or set in_channels={channels}'
-      )
+    patches.check_images(x, self.in_channels)
+    b, height, width, _ = x.shape
     patches.check_divisible((height, width), self.patch_size)
     n = height * width // self.patch_size**2
     if mask is not None and mask.hidden.shape != (b, n):
       raise ValueError(
         f'mask is {list(mask.hidden.shape)}, the images have [{b}, {n}] patches'
       )
-    if noise is not None and noise.shape != (b, 2 * self.depth):
-      raise ValueError(
-        f'noise is {list(noise.shape)}, stochastic depth needs '
-        f'[{b}, {2 * self.depth}]'
-      )
+    layers.check_noise(noise, b, self.depth)

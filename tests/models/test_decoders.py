@@ -62,6 +62,31 @@ def test_level_indices_refuse_the_impossible(k):
     level_indices(4, k)
 
 
+# Swin-T at 224 px. Of (128, 64, 32): .79 M.
+SWIN_T = tuple((56 >> i, 56 >> i, 96 << i) for i in range(4))
+
+
+@pytest.mark.parametrize(
+  'width, patch_size, grids, want',
+  [
+    (64, 4, SWIN_T, 427_696),
+    ((128, 64, 32), 4, SWIN_T, 791_888),
+    (128, 32, SWIN_T[-1:], 789_888),
+  ],
+)
+def test_a_pyramid_ends_on_its_shallowest_grid(width, patch_size, grids, want):
+  decoder = FusionDecoder(width=width, patch_size=patch_size)
+  levels = [jax.ShapeDtypeStruct((1, *g), jnp.float32) for g in grids]
+  prediction, params = jax.eval_shape(
+    decoder.init_with_output, jax.random.key(0), tuple(levels)
+  )
+  # Every pixel is predicted once.
+  assert prediction.shape == (1, *grids[0][:2], patch_size**2 * 3)
+  assert prediction.size == 224 * 224 * 3
+  leaves = jax.tree.leaves(params)
+  assert sum(math.prod(leaf.shape) for leaf in leaves) == want
+
+
 def conv(params, x):
   return params['bias'] + jax.lax.conv_general_dilated(
     x,
@@ -93,6 +118,52 @@ def test_decoder_fuses_from_deep_to_shallow(lateral):
   x = jax.nn.relu(conv(params['fusion_1_1'], x))
   assert got.shape == (2, 3, 4, 12)
   np.testing.assert_allclose(got, conv(params['out'], x), rtol=1e-4, atol=1e-5)
+
+
+def doubled(x):
+  """Bilinear with half-pixel centres, edges repeated, by hand."""
+  for axis in (1, 2):
+    first, last = (
+      jnp.take(x, jnp.array([i]), axis=axis) for i in (0, x.shape[axis] - 1)
+    )
+    size = x.shape[axis]
+    wide = jnp.concatenate([first, x, last], axis=axis)
+    before, after = (
+      jax.lax.slice_in_dim(wide, i, i + size, axis=axis) for i in (0, 2)
+    )
+    both = [0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after]
+    x = jnp.stack(both, axis=axis + 1)
+    x = x.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 2 :])
+  return x
+
+
+def test_decoder_upsamples_to_the_shallower_grid():
+  decoder = FusionDecoder(width=(6, 5), patch_size=2)
+  shallow, middle = maps(1, h=6, w=8) + maps(1, h=6, w=8, d=4)
+  deep = maps(1)[0]
+  pyramid = shallow, middle, deep
+  params = initial(decoder, pyramid)['params']
+  params = jax.tree.map(
+    lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params
+  )
+  got = jax.jit(decoder.apply)({'params': params}, pyramid)
+  x = doubled(conv(params['lateral_2'], deep))
+  x = jnp.concatenate([x, conv(params['lateral_1'], middle)], axis=-1)
+  x = jax.nn.relu(conv(params['fusion_0_0'], x))
+  x = jax.nn.relu(conv(params['fusion_0_1'], x))
+  assert x.shape == (2, 6, 8, 6)
+  x = jnp.concatenate([x, conv(params['lateral_0'], shallow)], axis=-1)
+  x = jax.nn.relu(conv(params['fusion_1_0'], x))
+  x = jax.nn.relu(conv(params['fusion_1_1'], x))
+  assert got.shape == (2, 6, 8, 12)
+  np.testing.assert_allclose(got, conv(params['out'], x), rtol=1e-4, atol=1e-5)
+
+
+def test_odd_maps_meet_on_the_exact_grid():
+  decoder = FusionDecoder(width=4, patch_size=2)
+  pyramid = maps(1, h=5, w=7) + maps(1)
+  got, _ = jax.eval_shape(decoder.init_with_output, jax.random.key(0), pyramid)
+  assert got.shape == (2, 5, 7, 12)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +226,12 @@ def test_bfloat16_decoder_predicts_float32():
   'fields, levels, message',
   [
     ({}, (), 'at least one level'),
-    ({}, maps() + maps(1, h=6, w=8), r'share one grid, not \[\(3, 4\)'),
+    ({}, maps() + maps(1, h=6, w=8), r'not get finer .*\(3, 4\), \(6, 8\)'),
+    ({'width': (8,)}, maps(), '1 numbers for 2 fusion blocks of 3 levels'),
     ({'mean': (0.1, 0.2)}, maps(), 'mean has 2 values for 3 channels'),
   ],
 )
 def test_errors(fields, levels, message):
-  decoder = FusionDecoder(width=8, patch_size=4, **fields)
+  decoder = FusionDecoder(**dict(width=8, patch_size=4) | fields)
   with pytest.raises(ValueError, match=message):
     decoder.init(jax.random.key(0), levels)

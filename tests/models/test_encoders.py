@@ -12,16 +12,28 @@ def test_words_name_variant_and_patch():
   encoder = make_encoder('vit_s16')
   assert (encoder.width, encoder.depth, encoder.num_heads) == (384, 12, 12)
   assert make_encoder('vit_b14').patch_size == 14
+  assert encoder.strides == (16,) * 12
+
+
+def test_words_without_a_patch():
+  encoder = make_encoder('swin_t', drop_path=0.2)
+  assert (encoder.width, encoder.depths) == (96, (2, 2, 6, 2))
+  assert (encoder.patch_size, encoder.window, encoder.drop_path) == (4, 7, 0.2)
+  assert make_encoder('swin_mini').patch_size == 2
+  assert make_encoder('swin_mini', patch_size=4).patch_size == 4
 
 
 @pytest.mark.parametrize(
   'word, nearest',
   [
-    ('vit_s', 'vit_s16'),
+    ('vit_s', 'vit_s'),
     ('vits16', 'vit_s16'),
     ('vit_mimi4', 'vit_mini4'),
     ('vit_b0', 'vit_b'),
     ('', 'vit_'),
+    ('swint', 'swin_t'),
+    ('swin_t4', 'swin_t'),
+    ('swin_base', 'swin_'),
   ],
 )
 def test_unknown_words_get_the_nearest_and_all_known(word, nearest):
@@ -29,7 +41,7 @@ def test_unknown_words_get_the_nearest_and_all_known(word, nearest):
     make_encoder(word)
   message = str(error.value)
   assert f'unknown encoder {word!r}' in message
-  assert f"did you mean '{nearest[:-2]}" in message
+  assert f"did you mean '{nearest}" in message
   assert all(name in message for name in ENCODERS)
 
 

@@ -63,7 +63,8 @@ def test_attention_implementation_is_the_one_asked_for(
 ):
   seen = []
 
-  def record(q, k, v, implementation):
+  def record(q, k, v, bias, implementation):
+    assert bias is None
     seen.append(implementation)
     return q + k + v
 

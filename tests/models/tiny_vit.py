@@ -24,10 +24,8 @@ def initial(encoder, x):
   return jax.jit(encoder.init)(jax.random.key(0), x)['params']
 
 
-@functools.cache
-def tiny_params():
-  """Parameters of `tiny` with every one away from 0."""
-  params = initial(tiny(), images(1, 12, 12, 3))
+def away_from_zero(params):
+  """Parameters with noise, so that each of them matters."""
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   return treedef.unflatten(
@@ -36,6 +34,12 @@ def tiny_params():
       for leaf, key in zip(leaves, keys, strict=True)
     ]
   )
+
+
+@functools.cache
+def tiny_params():
+  """Parameters of `tiny` with every one away from 0."""
+  return away_from_zero(initial(tiny(), images(1, 12, 12, 3)))
 
 
 def encode(encoder, params, x, **kwargs):

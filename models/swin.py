@@ -1,0 +1,250 @@
+"""Swin transformer."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from models import layers, patches
+from models.features import Features, Level
+from models.masking import Mask
+from models.swin_blocks import EPSILON, PatchMerging, SwinBlock
+from models.windows import PADDINGS, Windows
+
+# T to L as published, 32 channels per head. Mini is for 32-px images: with
+# patch 2 its maps are 16, 8, 4 and 2 wide.
+VARIANTS = {
+  'mini': dict(
+    patch_size=2,
+    width=32,
+    depths=(2, 2, 2, 2),
+    num_heads=(1, 2, 4, 8),
+    window=4,
+  ),
+  't': dict(width=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+  's': dict(width=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
+  'b': dict(width=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+  'l': dict(width=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
+}
+
+
+def _level(x: jax.Array) -> Level:
+  """A map [b, h, w, d] as a level without a prefix."""
+  b, h, w, d = x.shape
+  return Level(
+    prefix=jnp.zeros((b, 0, d), x.dtype),
+    tokens=rearrange(x, 'b h w d -> b (h w) d'),
+    grid=(h, w),
+  )
+
+
+class Swin(nn.Module):
+  """Swin transformer (Liu et al., arXiv:2103.14030).
+
+  A pyramid: stage i works on maps 2**i times coarser and wider than the first.
+  Attention stays inside windows, which every second block shifts by half their
+  side; its logits have a learned bias by relative position, and there are no
+  other positions. LayerNorm after the patch embedding and at the end.
+  Initialised as the authors do: N(0, 0.02^2) for matrices and bias tables,
+  biases 0, PyTorch's default for the patch kernel and its bias.
+
+  Takes images of any size that patches tile. Where windows do not tile a map it
+  is padded below and to the right; where a map is smaller than a window the
+  window shrinks to it, along that axis, and is not shifted.
+
+  Parameters: `patch_embed` (kernel [p, p, c, d], bias), `patch_norm`, `block_i`
+  (`SwinBlock`, counted over the whole network), `merge_i` (after stage i,
+  `PatchMerging`) and `norm`. They are float32 whatever `dtype` says.
+
+  Attributes:
+    patch_size: side of a patch in pixels.
+    width: width d of the first stage's tokens.
+    depths: number of blocks of every stage.
+    num_heads: attention heads of every stage.
+    window: side of the windows in tokens.
+    mlp_ratio: hidden width of the MLPs over the width.
+    in_channels: channels c of the images.
+    padding: 'masked' hides padding from attention: what is no image has no say
+      and a shrunken window equals a padded one. 'zeros' and 'timm' reproduce
+      Hugging Face (and the authors' detection code) and timm, whose attention
+      sees padding; for weights trained that way. All are the same where
+      windows tile the maps. See `Windows`.
+    native_size: (height, width) of the images that decide where windows
+      shrink and are not shifted, None for each image's own. timm and the
+      authors fix it when they build a model.
+    drop_path: rate of stochastic depth in the last block; linear from 0.
+    remat: recompute each block in the backward pass to save memory.
+    dtype: 'float32' or 'bfloat16': products and residual stream.
+    attention_impl: 'auto', 'einsum' or 'xla'; see `Attention`. Not 'cudnn',
+      which has no gradient of a bias for windows of odd size.
+    mean: per-channel image mean, or one number for all; None is ImageNet's for
+      three channels and 0.5 otherwise.
+    std: the same for the standard deviation.
+  """
+
+  patch_size: int = 4
+  width: int = 96
+  depths: tuple[int, ...] = (2, 2, 6, 2)
+  num_heads: tuple[int, ...] = (3, 6, 12, 24)
+  window: int = 7
+  mlp_ratio: float = 4
+  in_channels: int = 3
+  padding: str = 'masked'
+  native_size: tuple[int, int] | None = None
+  drop_path: float = 0.0
+  remat: bool = False
+  dtype: str = 'float32'
+  attention_impl: str = 'auto'
+  mean: tuple[float, ...] | None = None
+  std: tuple[float, ...] | None = None
+
+  @property
+  def depth(self) -> int:
+    """Number of blocks of all stages."""
+    return sum(self.depths)
+
+  @property
+  def strides(self) -> tuple[int, ...]:
+    """Pixels per token along a side, for every level."""
+    return tuple(self.patch_size * 2**i for i in range(len(self.depths)))
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    mask: Mask | None = None,
+    cuts: tuple[int, ...] = (),
+    attention: tuple[int, ...] = (),
+    noise: jax.Array | None = None,
+  ) -> Features:
+    """Encodes a batch of images.
+
+    Args:
+      x: images in [0, 1], [b, H, W, c] float.
+      mask: must be None.
+      cuts: stages (0-based; negative from the end) after which the stream is
+        stop-gradiented. A stage ends with its merging: neither the level nor
+        the merged map reported there is stop-gradiented.
+      attention: blocks, counted over all stages, whose attention weights are
+        wanted: [b, windows, heads, n, n], where windows are those of the
+        shifted map in row-major order and padding is a key like others
+        (weight 0 where it is masked).
+      noise: uniform numbers in [0, 1) for stochastic depth, [b, 2 * depth];
+        column 2 * i + j is for branch j of block i. None switches it off
+        (teachers, evaluation).
+
+    Returns:
+      Features: one level per stage, before merging, and one merged level per
+      merging, in `dtype`; tokens of the last stage and their mean, pooled,
+      after the final norm in float32. There is no cls.
+
+    Raises:
+      ValueError: for images, mask, noise or fields that do not fit together.
+    """
+    self._check(x, mask, noise)
+    stages = len(self.depths)
+    cuts = {layers.resolve(i, stages, 'cuts', 'stage') for i in cuts}
+    maps = {
+      i: layers.resolve(i, self.depth, 'attention', 'block') for i in attention
+    }
+    native = self.native_size or x.shape[1:3]
+    native = tuple(-(-side // self.patch_size) for side in native)
+    x = self._embed(x)
+    levels, merged, weights = [], [], {}
+    for stage in range(stages):
+      x = self._stage(x, stage, native, noise, maps.values(), weights)
+      levels.append(_level(x))
+      if stage < stages - 1:
+        dtype = layers.compute_dtype(self.dtype)
+        x = PatchMerging(dtype=dtype, name=f'merge_{stage}')(x)
+        merged.append(_level(x))
+        native = tuple(-(-side // 2) for side in native)
+      if stage in cuts:
+        x = jax.lax.stop_gradient(x)
+    # float32 from here on, for losses and for what probes store.
+    x = rearrange(x, 'b h w d -> b (h w) d')
+    tokens = layers.layer_norm('norm', epsilon=EPSILON)(x)
+    return Features(
+      levels=tuple(levels),
+      tokens=tokens,
+      pooled=tokens.mean(axis=1),
+      merged=tuple(merged),
+      attention={asked: weights[i] for asked, i in maps.items()},
+    )
+
+  def _embed(self, x: jax.Array) -> jax.Array:
+    """Images [b, H, W, c] to a map of normed tokens, [b, h, w, d]."""
+    dtype = layers.compute_dtype(self.dtype)
+    x = patches.normalize(x, self.mean, self.std)
+    x = patches.patchify(x, self.patch_size)
+    x = patches.PatchEmbed(
+      patch_size=self.patch_size,
+      in_channels=self.in_channels,
+      width=self.width,
+      dtype=dtype,
+      kernel_init=patches.fan_in_uniform(x.shape[-1]),
+      bias_init=patches.fan_in_uniform(x.shape[-1]),
+      name='patch_embed',
+    )(x)
+    return layers.layer_norm('patch_norm', dtype, EPSILON)(x)
+
+  def _stage(self, x, stage, native, noise, wanted, weights):
+    """Blocks of one stage on a map [b, h, w, d]; fills `weights`."""
+    block_type = nn.remat(SwinBlock) if self.remat else SwinBlock
+    rates = layers.drop_path_rates(self.depth, self.drop_path)
+    grid = x.shape[1:3]
+    x = rearrange(x, 'b h w d -> b (h w) d')
+    start = sum(self.depths[:stage])
+    for i in range(start, start + self.depths[stage]):
+      block = block_type(
+        num_heads=self.num_heads[stage],
+        windows=self._windows(grid, native, shifted=(i - start) % 2 == 1),
+        reach=self.window,
+        mlp_ratio=self.mlp_ratio,
+        drop_path=rates[i],
+        dtype=layers.compute_dtype(self.dtype),
+        attention_impl=self.attention_impl,
+        with_map=i in wanted,
+        name=f'block_{i}',
+      )
+      branches = None if noise is None else noise[:, 2 * i : 2 * i + 2]
+      x, weights[i] = block(x, branches)
+    return rearrange(x, 'b (h w) d -> b h w d', h=grid[0], w=grid[1])
+
+  def _windows(self, grid, native, shifted: bool) -> Windows:
+    half = self.window // 2 if shifted else 0
+    return Windows(
+      grid=grid,
+      size=tuple(min(self.window, side) for side in native),
+      shift=tuple(half if side > self.window else 0 for side in native),
+      padding=self.padding,
+    )
+
+  def _check(
+    self, x: jax.Array, mask: Mask | None, noise: jax.Array | None
+  ) -> None:
+    """Raises ValueError, before anything compiles, for what cannot work."""
+    if len(self.depths) != len(self.num_heads) or min(self.depths) < 1:
+      raise ValueError(
+        f'depths {self.depths} and num_heads {self.num_heads} must have one '
+        'number of at least 1 for every stage'
+      )
+    if self.window < 1:
+      raise ValueError(f'window must be at least 1, not {self.window}')
+    if self.padding not in PADDINGS:
+      raise ValueError(
+        f'unknown padding {self.padding!r}; known: {", ".join(PADDINGS)}'
+      )
+    if self.attention_impl == 'cudnn':
+      raise ValueError(
+        "attention_impl 'cudnn' cannot train Swin's position bias: use 'auto' "
+        "or 'xla'"
+      )
+    if mask is not None:
+      raise ValueError(
+        'Swin encodes whole images only: call it without a mask, or take a ViT '
+        'for masked images'
+      )
+    patches.check_images(x, self.in_channels)
+    patches.check_divisible(x.shape[1:3], self.patch_size)
+    layers.check_noise(noise, len(x), self.depth)
