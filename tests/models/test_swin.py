@@ -138,7 +138,6 @@ def test_map_is_row_major():
 def test_small_maps_shrink_the_window_which_is_masked_padding():
   x = images(2, 6, 10, 3)  # maps of 3 x 5 and 2 x 3
   encoder = tiny(native_size=(6, 16))  # decides about shifts alike
-  assert encoder.copy(native_size=None) == tiny()
   shrunk = encode(encoder, tiny_params(), x, attention=(0,))
   full = encode(tiny(native_size=(8, 16)), tiny_params(), x, attention=(0,))
   assert shrunk.attention[0].shape == (2, 2, 2, 12, 12)

@@ -91,6 +91,18 @@ def test_teachers_and_queues_get_no_gradient(name):
     assert leaf.dtype == jax.dtypes.float0 or not np.any(leaf), path
 
 
+@pytest.mark.parametrize('name', EVERY)
+def test_swin_learns_with_every_method(name):
+  """Two steps; the decoder reads maps of two sizes."""
+  (first, _), (second, report) = steps(name, devices=1, encoder='swin')
+  assert np.isfinite(report['loss']) and report['bad_steps'] == 0
+  before, after = named_leaves(first.params), named_leaves(second.params)
+  moved = {n for n in before if (before[n] != after[n]).any()}
+  table = [n for n in before if n.endswith('position_bias')]
+  assert len(table) == 2 and set(table) <= moved
+  assert {n for n in before if n.startswith('decoder')} <= moved
+
+
 class TestFirstLoss:
   """Of random features: what counting says (spread features, no structure)."""
 

@@ -10,6 +10,7 @@ from configs import common
 from input_pipeline.arrays import Arrays
 from input_pipeline.resident import Resident
 from input_pipeline.views import View
+from models.swin import Swin
 from models.vit import ViT
 from pretrain.methods import make_method
 from pretrain.recipe import Recipe
@@ -67,6 +68,7 @@ def views(method):
 def make_run(
   *,
   method='moco_v3',
+  encoder='vit',
   devices=4,
   fsdp=1,
   chunks=1,
@@ -92,18 +94,16 @@ def make_run(
     seed=config.seed,
     shardings=(sharding.over_batch(mesh), sharding.replicated(mesh)),
   )
-  vit = ViT(
-    patch_size=PATCH,
-    width=WIDTH,
-    depth=2,
-    num_heads=2,
-    mlp_ratio=2,
-    dtype=dtype,
-    drop_path=0.3,
-    remat=remat,
+  shared = dict(
+    patch_size=PATCH, mlp_ratio=2, dtype=dtype, drop_path=0.3, remat=remat
   )
+  if encoder == 'vit':
+    made = ViT(width=WIDTH, depth=2, num_heads=2, **shared)
+  else:
+    sizes = dict(width=WIDTH // 2, depths=(1, 1), num_heads=(1, 2), window=2)
+    made = Swin(**sizes, **shared)
   learned = make_method(
-    vit,
+    made,
     dict(
       METHODS[method],
       name=method,
@@ -144,7 +144,11 @@ def follow(steps, **fields):
   compiling its initialisation takes as long as compiling the step.
   """
   run = cached_run(**fields)
-  kind = {k: v for k, v in fields.items() if k in ('method', 'repre', 'frozen')}
+  kind = {
+    k: v
+    for k, v in fields.items()
+    if k in ('method', 'encoder', 'repre', 'frozen')
+  }
   state = jax.device_put(jax.tree.map(np.copy, start(**kind)), run.shardings)
   found = []
   for step in range(steps):
