@@ -155,10 +155,12 @@ def repre(word: str, **fields) -> dict:
   return (
     dict(
       width=DECODER_WIDTH[family(word)],
-      levels=4,
+      levels=4,  # 1: the deepest alone
+      fusion='conv',  # or 'transformer'
       fusion_layers=2,
       lateral=True,
       view='view1',  # or 'view2', 'both'
+      level_gradients=False,  # report which levels the decoder teaches
       weighting='uncertainty',
       weights=(1.0, 1.0),  # of contrast and pixels, where weighting='fixed'
       weighting_lr=1e-3,

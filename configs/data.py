@@ -34,8 +34,13 @@ def cifar10() -> dict:
 
 
 def tfds() -> dict:
-  """Any prepared TFDS classification set with images of one size."""
+  """Any prepared TFDS data set with images, named by `tfds_name`."""
   return _data('tfds', tfds_name=config_dict.placeholder(str))
+
+
+def imagenet2012() -> dict:
+  """ImageNet-1k, prepared by TFDS under `data_dir`."""
+  return _data('tfds', tfds_name='imagenet2012', test_split='validation')
 
 
 def arrays() -> dict:
@@ -60,6 +65,7 @@ DATA = dict(
   photos=photos,
   cifar10=cifar10,
   tfds=tfds,
+  imagenet2012=imagenet2012,
   arrays=arrays,
   folder=folder,
   imagenette=imagenette,

@@ -43,6 +43,8 @@ class RePre:
     weighting_lr: rate of the uncertainty weights (their own Adam, no decay).
     views: what is decoded (Algorithm 1: the first view); of several the mean
       counts.
+    level_gradients: report the norm of the pixel loss's gradient at each level
+      that the decoder reads: which levels it teaches. Costs the decoder twice.
   """
 
   base: Method
@@ -52,6 +54,7 @@ class RePre:
   decay: Schedule | float
   weighting_lr: float = 1e-3
   views: tuple[str, ...] = ('view1',)
+  level_gradients: bool = False
 
   @property
   def encoder(self) -> Any:
@@ -97,9 +100,26 @@ class RePre:
     loss, metrics = self.weighting(
       params['weighting'], dict(contrast=contrast, pixels=pixels)
     )
+    if self.level_gradients:
+      metrics |= self._level_gradients(params['decoder'], aux)
     return loss, aux.replace(
       metrics=aux.metrics | metrics | dict(loss_pixels=pixels)
     )
+
+  def _level_gradients(self, decoder, aux) -> dict[str, jax.Array]:
+    """Norm of the pixel loss's gradient by level, for the first view."""
+    view = self.views[0]
+    fixed, features = jax.lax.stop_gradient((decoder, aux.features[view]))
+
+    def error(levels):
+      seen = features.replace(levels=levels)
+      return self.branch.loss(fixed, seen, aux.images[view])
+
+    grads = jax.grad(error)(features.levels)
+    return {
+      f'grad_level_{i}': jnp.linalg.norm(grads[i].tokens.astype(jnp.float32))
+      for i in self.branch.levels
+    }
 
   def _unweighted(self) -> bool:
     return isinstance(self.weighting, Fixed) and (
@@ -144,9 +164,11 @@ def repre(
   *,
   width: int | tuple[int, ...] = 128,
   levels: int = 4,
+  fusion: str = 'conv',
   fusion_layers: int = 2,
   lateral: bool = True,
   view: str = 'view1',
+  level_gradients: bool = False,
   weighting: str = 'uncertainty',
   weights: tuple[float, float] = (1.0, 1.0),
   weighting_lr: float = 1e-3,
@@ -163,9 +185,11 @@ def repre(
       MoCo v3's FLOPs.
     levels: how many levels of the encoder are fused (K); 1 is the ablation
       "Single".
-    fusion_layers: convolutions per fusion block (N).
+    fusion: 'conv' or 'transformer' (Table 5).
+    fusion_layers: layers per fusion block (N).
     lateral: bring the levels to `width` first, see `FusionDecoder`.
     view: the decoded view, or 'both' for view1 and view2.
+    level_gradients: report gradient norms by level, see `RePre`.
     weighting: 'uncertainty' learns the weights, 'fixed' takes `weights`.
     weights: of (contrast, pixels) where they are fixed.
     weighting_lr: rate of the learned ones.
@@ -204,6 +228,7 @@ def repre(
         width=widths[0] if len(widths) == 1 else widths,
         patch_size=patch_size,
         out_channels=encoder.in_channels,
+        fusion=fusion,
         fusion_layers=fusion_layers,
         lateral=lateral,
         mean=encoder.mean,
@@ -219,4 +244,5 @@ def repre(
     decay=recipe.decay,
     weighting_lr=weighting_lr,
     views=('view1', 'view2') if view == 'both' else (view,),
+    level_gradients=level_gradients,
   )

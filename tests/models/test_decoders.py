@@ -166,6 +166,44 @@ def test_odd_maps_meet_on_the_exact_grid():
   assert got.shape == (2, 5, 7, 12)
 
 
+@pytest.mark.parametrize('layers, want', [(1, 0.222), (2, 0.367), (4, 0.658)])
+def test_transformers_cost_what_counting_says(layers, want):
+  """ViT-S at 224 px, width 128: 10^9 multiply-adds of all products."""
+  decoder = FusionDecoder(
+    width=128, patch_size=16, fusion='transformer', fusion_layers=layers
+  )
+  levels = (jax.ShapeDtypeStruct((1, 14, 14, 384), jnp.float32),) * 4
+  params = jax.eval_shape(decoder.init, jax.random.key(0), levels)
+  lowered = jax.jit(decoder.apply).lower(params, levels)
+  got = lowered.cost_analysis()['flops'] / 2e9
+  # Norms, softmax and GELU are not counted by hand.
+  assert want < got < 1.04 * want
+
+
+@pytest.mark.parametrize('side', [4, 18])
+def test_transformers_fuse_deep_into_shallow(side):
+  """Over all tokens, and over windows where the shallow map is large."""
+  shallow = maps(1, side, side, 8)
+  levels = (*shallow, *maps(1, side // 2, side // 2, 16))
+  decoder = FusionDecoder(width=8, patch_size=2, fusion='transformer')
+  params = initial(decoder, levels)
+  windowed = 'position_bias' in params['params']['fusion_0_0']
+  assert windowed == (side == 18)
+
+  @jax.jit
+  @jax.grad
+  def gradient(levels):
+    out = decoder.apply(params, levels)
+    assert out.shape == (2, side, side, 12)
+    return jnp.sum(out[:, 0, 0])  # one corner
+
+  for level in gradient(levels):
+    reached = np.any(np.asarray(level) != 0, axis=-1)
+    # A map of windows that shift once: the corner sees its window's.
+    assert reached[:, 0, 0].all()
+    assert reached.all() == (not windowed)
+
+
 @pytest.mark.parametrize(
   'fields, color',
   [

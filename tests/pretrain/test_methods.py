@@ -103,6 +103,51 @@ def test_swin_learns_with_every_method(name):
   assert {n for n in before if n.startswith('decoder')} <= moved
 
 
+def test_level_gradients_are_those_of_the_pixel_error():
+  """Against moving each level that the decoder reads by a little."""
+  added = dict(LEARNED, level_gradients=True, view='both')
+  run = cached_run(method='simsiam', devices=1, repre=fixed(added))
+  params = start(method='simsiam', repre=fixed(LEARNED)).params
+  views = run.data.render(run.data.batch(0), jax.random.key(0))
+  method = run.method
+  _, aux = jax.jit(method.loss)(params, {}, views, jax.random.key(0), 0)
+  assert method.views == ('view1', 'view2')
+  features, image = aux.features['view1'], aux.images['view1']
+  for level in method.branch.levels:
+    norm = float(aux.metrics[f'grad_level_{level}'])
+    tokens = features.levels[level].tokens
+
+    def error(t, level=level, tokens=tokens, norm=norm):
+      moved = list(features.levels)
+      moved[level] = moved[level].replace(tokens=tokens + t)
+      return method.branch.loss(
+        params['decoder'], features.replace(levels=tuple(moved)), image
+      )
+
+    slope = jax.grad(error)(jnp.zeros_like(tokens))
+    assert norm == pytest.approx(float(jnp.linalg.norm(slope)), rel=1e-4)
+    assert norm > 0
+
+
+def test_both_views_count_half_each():
+  both, first, second = (
+    cached_run(
+      method='simsiam', devices=1, repre=fixed(dict(LEARNED, view=view))
+    )
+    for view in ('both', 'view1', 'view2')
+  )
+  state = start(method='simsiam', repre=fixed(LEARNED))
+  views = both.data.render(both.data.batch(0), jax.random.key(0))
+
+  def pixels(run):
+    rng = jax.random.key(0)
+    _, aux = run.method.loss(state.params, {}, views, rng, 0)
+    return float(aux.metrics['loss_pixels'])
+
+  want = (pixels(first) + pixels(second)) / 2
+  assert pixels(both) == pytest.approx(want, rel=1e-6)
+
+
 class TestFirstLoss:
   """Of random features: what counting says (spread features, no structure)."""
 
