@@ -27,8 +27,8 @@ class MoCoV2(Siamese):
   """Algorithm 1 of MoCo with a queue and one head; see `losses.queue_nce`.
 
   Keys are queued after the loss. Asymmetric, the first view asks and the
-  second answers (authors' code); symmetric, the loss is the mean of both
-  directions and the keys of both views are queued.
+  second answers (authors' code); symmetric, the loss is the sum of both
+  directions and the keys of both views are queued, view 1 first.
 
   method_state: `teacher`, `queue` [k, d] of unit length and `pointer`.
 
@@ -66,7 +66,7 @@ class MoCoV2(Siamese):
       queue_nce(q, k, method_state['queue'], temperature=self.temperature)
       for q, k in pairs
     ]
-    loss = sum(term for term, _ in terms) / len(terms)
+    loss = sum(term for term, _ in terms)
     hits = sum(hits for _, hits in terms) / len(terms)
     return loss, self.report(
       loss,

@@ -3,16 +3,19 @@
 import json
 import pathlib
 
-import jax
 import numpy as np
-import optax
 import pytest
+from official_names import (
+  below,
+  head_from_torch,
+  vit_from_torch,
+)
+from recorded_steps import follow
 
 from models.vit import ViT
 from pretrain.methods.moco_v3 import moco_v3
 from pretrain.recipe import Recipe
-from training import optim, schedules
-from training.state import named_leaves
+from training import schedules
 
 GOLDENS = pathlib.Path(__file__).parent.parent / 'goldens'
 
@@ -23,64 +26,18 @@ def recorded():
     return json.loads(str(file['cfg'])), {k: file[k] for k in file.files}
 
 
-def encoder_from_torch(weights, prefix):
-  """{our parameter path: array} of an encoder in the authors' names."""
-  take = {
-    n.removeprefix(prefix): w
-    for n, w in weights.items()
-    if n.startswith(prefix)
-  }
-  out = {
-    'encoder/cls': take['cls_token'],
-    'encoder/patch_embed/kernel': take['patch_embed.proj.weight'].transpose(
-      2, 3, 1, 0
-    ),
-    'encoder/patch_embed/bias': take['patch_embed.proj.bias'],
-    'encoder/norm/scale': take['norm.weight'],
-    'encoder/norm/bias': take['norm.bias'],
-  }
-  for i in range(2):
-    theirs, ours = f'blocks.{i}.', f'encoder/block_{i}/'
-    for norm in ('norm1', 'norm2'):
-      out[f'{ours}{norm}/scale'] = take[f'{theirs}{norm}.weight']
-      out[f'{ours}{norm}/bias'] = take[f'{theirs}{norm}.bias']
-    kernels = np.split(take[f'{theirs}attn.qkv.weight'], 3)
-    biases = np.split(take[f'{theirs}attn.qkv.bias'], 3)
-    for name, w, b in zip(
-      ('query', 'key', 'value'), kernels, biases, strict=True
-    ):
-      out[f'{ours}attention/{name}/kernel'] = w.T
-      out[f'{ours}attention/{name}/bias'] = b
-    layers = (
-      ('attn.proj', 'attention/out'),
-      ('mlp.fc1', 'mlp/fc1'),
-      ('mlp.fc2', 'mlp/fc2'),
-    )
-    for name, mine in layers:
-      out[f'{ours}{mine}/kernel'] = take[f'{theirs}{name}.weight'].T
-      out[f'{ours}{mine}/bias'] = take[f'{theirs}{name}.bias']
-  return out | head_from_torch(weights, f'{prefix}head.', 'projector', 3)
-
-
-def head_from_torch(weights, prefix, name, layers):
-  out = {}
-  for i in range(layers):
-    # Their Sequential counts Linear, BatchNorm, ReLU.
-    out[f'{name}/dense_{i}/kernel'] = weights[f'{prefix}{3 * i}.weight'].T
-    if i < layers - 1:
-      out[f'{name}/norm_{i}/scale'] = weights[f'{prefix}{3 * i + 1}.weight']
-      out[f'{name}/norm_{i}/bias'] = weights[f'{prefix}{3 * i + 1}.bias']
-  return out
-
-
 def from_torch(arrays, prefix):
   """(student, teacher), each {our parameter path: array}."""
-  weights = {
-    k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)
-  }
-  student = encoder_from_torch(weights, 'base_encoder.')
-  student |= head_from_torch(weights, 'predictor.', 'predictor', 2)
-  return student, encoder_from_torch(weights, 'momentum_encoder.')
+  weights = below(arrays, prefix)
+  student, teacher = (
+    vit_from_torch(side) | head_from_torch(below(side, 'head.'), 'projector')
+    for side in (
+      below(weights, 'base_encoder.'),
+      below(weights, 'momentum_encoder.'),
+    )
+  )
+  student |= head_from_torch(below(weights, 'predictor.'), 'predictor')
+  return student, teacher
 
 
 @pytest.fixture(scope='module')
@@ -103,35 +60,12 @@ def ours(recorded):
     momentum=cfg['momentum'],
   )
   student, _ = from_torch(arrays, 'w/')
-
-  def batch(i):
-    return {v: arrays[f'in/step{i}/{v}'] for v in ('view1', 'view2')}
-
-  params, method_state = jax.jit(method.init)(
-    jax.random.key(0), batch(0), student
-  )
-  optimizer = optim.make_optimizer(params, method.rules())
-  opt_state = optimizer.init(params)
-
-  @jax.jit
-  def update(params, method_state, opt_state, batch, step):
-    (loss, aux), grads = jax.value_and_grad(method.loss, has_aux=True)(
-      params, method_state, batch, jax.random.key(0), step
-    )
-    updates, opt_state = optimizer.update(grads, opt_state, params, step=step)
-    params = optax.apply_updates(params, updates)
-    method_state = method.after_update(params, method_state, aux, step)
-    return params, method_state, opt_state, loss
-
-  losses, students, teachers = [], [], []
-  for i in range(5):
-    teachers.append(named_leaves(method_state['teacher']))
-    params, method_state, opt_state, loss = update(
-      params, method_state, opt_state, batch(i), i
-    )
-    losses.append(float(loss))
-    students.append(named_leaves(params))
-  return losses, students, teachers
+  batches = [
+    {v: arrays[f'in/step{i}/{v}'] for v in ('view1', 'view2')} for i in range(5)
+  ]
+  losses, students, states = follow(method, student, batches)
+  # What steps leave, and the teachers that they begin with.
+  return losses, students[1:], [below(s, 'teacher/') for s in states]
 
 
 def test_every_weight_is_taken_over(recorded, ours):
