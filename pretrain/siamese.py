@@ -150,6 +150,28 @@ class Siamese:
     """The predictor's output for one view, [b, d]."""
     return self.predictor.apply({'params': params['predictor']}, z)
 
+  def students(
+    self, params, batch, rng
+  ) -> tuple[list[jax.Array], tuple[Features, ...]]:
+    """The views, and the student's features of each."""
+    images = [batch[name] for name in self.views]
+    return images, self.encode(params, images, rng)
+
+  def queries(self, params, students: Sequence[Features]) -> list[jax.Array]:
+    """The student's predictions by view, [b, d] each."""
+    return [
+      self.predict(params, self.project(params, features))
+      for features in students
+    ]
+
+  def keys(self, method_state, images: Sequence[jax.Array]) -> list[jax.Array]:
+    """The teacher's projections by view, [b, d] each, without a gradient."""
+    teacher = jax.lax.stop_gradient(method_state['teacher'])
+    return [
+      self.project(teacher, features)
+      for features in self.encode(teacher, images)
+    ]
+
   def report(
     self, loss, students, images, step, *, metrics=None, **fields
   ) -> Aux:

@@ -6,8 +6,6 @@ Grill et al.: Bootstrap Your Own Latent, 2020 (arXiv:2006.07733).
 import dataclasses
 from typing import Any
 
-import jax
-
 from models.heads import byol_head
 from pretrain.losses import regression
 from pretrain.recipe import Recipe
@@ -29,17 +27,9 @@ class BYOL(Siamese):
 
   def loss(self, params, method_state, batch, rng, step) -> tuple[Any, Aux]:
     """See the class."""
-    images = [batch[name] for name in self.views]
-    students = self.encode(params, images, rng)
-    q1, q2 = (
-      self.predict(params, self.project(params, features))
-      for features in students
-    )
-    teacher = jax.lax.stop_gradient(method_state['teacher'])
-    k1, k2 = (
-      self.project(teacher, features)
-      for features in self.encode(teacher, images)
-    )
+    images, students = self.students(params, batch, rng)
+    q1, q2 = self.queries(params, students)
+    k1, k2 = self.keys(method_state, images)
     loss = regression(q1, k2) + regression(q2, k1)
     return loss, self.report(loss, students, images, step)
 

@@ -50,8 +50,7 @@ class DINO(Siamese):
 
   def loss(self, params, method_state, batch, rng, step) -> tuple[Any, Aux]:
     """See the class; ln(out) where nothing is learned."""
-    images = [batch[name] for name in self.views]
-    students = self.encode(params, images, rng)
+    images, students = self.students(params, batch, rng)
     logits = self.project_all(params, students)
     teacher = jax.lax.stop_gradient(method_state['teacher'])
     targets = self.project_all(teacher, self.encode(teacher, images[:2]))

@@ -7,7 +7,6 @@ Xie et al.: Self-Supervised Learning with Swin Transformers, 2021
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from models.heads import moby_head
@@ -49,17 +48,9 @@ class MoBY(Siamese):
 
   def loss(self, params, method_state, batch, rng, step) -> tuple[Any, Aux]:
     """See the class."""
-    images = [batch[name] for name in self.views]
-    students = self.encode(params, images, rng)
-    q1, q2 = (
-      self.predict(params, self.project(params, features))
-      for features in students
-    )
-    teacher = jax.lax.stop_gradient(method_state['teacher'])
-    k1, k2 = (
-      self.project(teacher, features)
-      for features in self.encode(teacher, images)
-    )
+    images, students = self.students(params, batch, rng)
+    q1, q2 = self.queries(params, students)
+    k1, k2 = self.keys(method_state, images)
     queue1, queue2 = method_state['queue1'], method_state['queue2']
     loss1, hits1 = queue_nce(q1, k2, queue2, temperature=self.temperature)
     loss2, hits2 = queue_nce(q2, k1, queue1, temperature=self.temperature)

@@ -7,7 +7,6 @@ Chen, Fan, Girshick, He: Improved Baselines with Momentum Contrastive Learning,
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from models.heads import MLPHead, moco_v2_head
@@ -58,9 +57,7 @@ class MoCoV2(Siamese):
     answering = images if self.symmetric else images[1:]
     students = self.encode(params, asking, rng)
     queries = [self.project(params, features) for features in students]
-    teacher = jax.lax.stop_gradient(method_state['teacher'])
-    answers = self.encode(teacher, answering)
-    keys = [self.project(teacher, features) for features in answers]
+    keys = self.keys(method_state, answering)
     pairs = zip(queries, reversed(keys), strict=True)
     terms = [
       queue_nce(q, k, method_state['queue'], temperature=self.temperature)

@@ -8,8 +8,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
-
 from models.heads import MLPHead
 from pretrain.losses import info_nce
 from pretrain.recipe import Recipe
@@ -39,17 +37,9 @@ class MoCoV3(Siamese):
 
   def loss(self, params, method_state, batch, rng, step) -> tuple[Any, Aux]:
     """See the class; metrics of contrast and collapse."""
-    images = [batch[name] for name in self.views]
-    students = self.encode(params, images, rng)
-    q1, q2 = (
-      self.predict(params, self.project(params, features))
-      for features in students
-    )
-    teacher = jax.lax.stop_gradient(method_state['teacher'])
-    k1, k2 = (
-      self.project(teacher, features)
-      for features in self.encode(teacher, images)
-    )
+    images, students = self.students(params, batch, rng)
+    q1, q2 = self.queries(params, students)
+    k1, k2 = self.keys(method_state, images)
     loss1, hits1 = info_nce(q1, k2, temperature=self.temperature)
     loss2, hits2 = info_nce(q2, k1, temperature=self.temperature)
     loss = loss1 + loss2

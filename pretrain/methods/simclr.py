@@ -31,8 +31,7 @@ class SimCLR(Siamese):
 
   def loss(self, params, method_state, batch, rng, step) -> tuple[Any, Aux]:
     """See the class."""
-    images = [batch[name] for name in self.views]
-    students = self.encode(params, images, rng)
+    images, students = self.students(params, batch, rng)
     z1, z2 = self.project_all(params, students)
     loss, hits = nt_xent(z1, z2, temperature=self.temperature)
     metrics = dict(contrast_accuracy=hits)

@@ -32,8 +32,7 @@ class SimSiam(Siamese):
 
   def loss(self, params, method_state, batch, rng, step) -> tuple[Any, Aux]:
     """See the class; `cosine` is the paper's loss with the sign turned."""
-    images = [batch[name] for name in self.views]
-    students = self.encode(params, images, rng)
+    images, students = self.students(params, batch, rng)
     z1, z2 = (self.project(params, features) for features in students)
     p1, p2 = self.predict(params, z1), self.predict(params, z2)
     negative = (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
