@@ -208,34 +208,22 @@ def repre(
       "'fixed'"
     )
   names = ('contrast', 'pixels')
-  widths = (width,) if isinstance(width, int) else tuple(width)
-  if min(widths) < 1 or fusion_layers < 1 or len(weights) != len(names):
+  if len(weights) != len(names):
     raise ValueError(
-      'method.repre needs width and fusion_layers of at least 1 and weights '
-      f'of {names}; got {widths}, {fusion_layers} and {tuple(weights)}'
+      f'method.repre.weights are those of {names}; got {tuple(weights)}'
     )
   learned = weighting == 'uncertainty'
-  encoder = base.encoder
-  taps = level_indices(len(encoder.strides), levels)
-  patch_size = encoder.strides[taps[0]]
-  if len(widths) > 1:  # stated for four levels
-    widths = widths[: max(levels - 1, 1)]
   return RePre(
     base=base,
-    branch=Branch(
-      levels=taps,
-      decoder=FusionDecoder(
-        width=widths[0] if len(widths) == 1 else widths,
-        patch_size=patch_size,
-        out_channels=encoder.in_channels,
-        fusion=fusion,
-        fusion_layers=fusion_layers,
-        lateral=lateral,
-        mean=encoder.mean,
-        dtype=dtype,
-      ),
-      target=Pixels(patch_size),
+    branch=_branch(
+      base.encoder,
+      width=width,
+      levels=levels,
       chunks=chunks,
+      fusion=fusion,
+      fusion_layers=fusion_layers,
+      lateral=lateral,
+      dtype=dtype,
     ),
     weighting=Uncertainty(names)
     if learned
@@ -245,4 +233,43 @@ def repre(
     weighting_lr=weighting_lr,
     views=('view1', 'view2') if view == 'both' else (view,),
     level_gradients=level_gradients,
+  )
+
+
+def _branch(
+  encoder: Any,
+  *,
+  width: int | tuple[int, ...],
+  levels: int,
+  chunks: int,
+  fusion_layers: int,
+  **fields: Any,
+) -> Branch:
+  """From some levels of an encoder to the pixels of the shallowest's patches.
+
+  Raises:
+    ValueError: numbers below 1, or more levels than there are.
+  """
+  widths = (width,) if isinstance(width, int) else tuple(width)
+  if min(widths) < 1 or fusion_layers < 1:
+    raise ValueError(
+      'method.repre needs width and fusion_layers of at least 1; got '
+      f'{widths} and {fusion_layers}'
+    )
+  taps = level_indices(len(encoder.strides), levels)
+  patch_size = encoder.strides[taps[0]]
+  if len(widths) > 1:  # stated for four levels
+    widths = widths[: max(levels - 1, 1)]
+  return Branch(
+    levels=taps,
+    decoder=FusionDecoder(
+      width=widths[0] if len(widths) == 1 else widths,
+      patch_size=patch_size,
+      out_channels=encoder.in_channels,
+      fusion_layers=fusion_layers,
+      mean=encoder.mean,
+      **fields,
+    ),
+    target=Pixels(patch_size),
+    chunks=chunks,
   )

@@ -27,6 +27,7 @@ from seam_methods import (
 
 from models.masking import random_masking
 from pretrain.methods.repre import repre
+from pretrain.recipe import Recipe as Rates
 from training.checkpoint import Checkpoints
 from training.loop import NonFiniteError, train
 from training.schedules import constant
@@ -299,8 +300,7 @@ def test_repre_wraps_a_method_it_has_never_seen():
   base = METHODS['queue']
   wrapped = repre(
     base,
-    lr=constant(1e-3),
-    decay=0.1,
+    Rates(lr=constant(1e-3), decay=0.1, peak=1e-3, total=10),
     width=8,
     levels=2,
     weighting='fixed',
