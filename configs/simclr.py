@@ -5,15 +5,16 @@ r"""SimCLR, alone or with RePre (arXiv:2002.05709, 2201.06857).
   python main.py --config=configs/simclr.py:vit_mini4,photos \
     --workdir=runs/simclr
 
-Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre.
+Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
+lars.
 
 On ViT the recipe is that of MoCo v3's comparison (arXiv:2104.02057, §6.1 and
 Fig. 6): batch 4096, 300 epochs, AdamW with 2e-4 per 256 images, decay 0.1, 40
 epochs of warm-up, the patch embedding as drawn. Its head is not told: ours is
-MoCo v3's projector. The authors' own, for ResNet, is
-`config.method.head=simclr` with LARS: `common.lars(base_lr=0.3, decay=1e-4,
-warmup_epochs=10)`. Views are the authors', which are stronger than MoCo v3's.
-Published linear top-1 with ViT-S/16: 69.0 %; with RePre 69.7 %. Not run here.
+MoCo v3's projector. The authors' own, for ResNet, is config.method.head=simclr
+and the word lars: LARS with 0.3 per 256 images, decay 1e-4 and 10 epochs of
+warm-up. Views are the authors', which are stronger than MoCo v3's. Published
+linear top-1 with ViT-S/16: 69.0 %; with RePre 69.7 %. Not run here.
 """
 
 import ml_collections
@@ -24,7 +25,8 @@ from configs.data import DATA
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  words = common.parse(arg, encoder='vit_s16', data='arrays', flags=('repre',))
+  flags = ('repre', 'lars')
+  words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 4096, 300.0
   config.dtype = 'bfloat16'
@@ -47,8 +49,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     repre=common.repre(words.encoder) if words.repre else None,
   )
   config.optim = common.adamw(base_lr=2e-4, decay=0.1, warmup_epochs=40.0)
+  if words.lars:
+    config.optim = common.lars(base_lr=0.3, decay=1e-4, warmup_epochs=10.0)
   if words.data in ('cifar10', 'photos'):
     common.gentle(config)
     config.method.hidden, config.method.out = 1024, 128
-    config.optim.base_lr = 5e-4
+    if not words.lars:
+      config.optim.base_lr = 5e-4
   return config

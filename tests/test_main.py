@@ -400,6 +400,29 @@ class TestConfigs:
     assert config.task in main.TASKS
     assert config.to_json()  # plain data
 
+  @pytest.mark.parametrize('crops', [0, 6, 10])
+  def test_dino_crops_as_often_as_its_word_says(self, crops):
+    config = load_config('dino', f'vit_s16,arrays,crops{crops}')
+    method = from_config(config, channels=3, steps_per_epoch=10, total=100)
+    assert set(method.views) == set(config.views.keys())
+    assert len(method.views) == 2 + crops
+    smallest = 0.4 if crops else 0.14
+    assert config.views.view1.scale == (smallest, 1.0)
+
+  @pytest.mark.parametrize('name', ['simclr', 'byol'])
+  @pytest.mark.parametrize('data', ['arrays', 'photos'])
+  def test_lars_leaves_vectors_alone(self, name, data):
+    config = load_config(name, f'vit_mini4,{data},lars')
+    method = from_config(config, channels=3, steps_per_epoch=10, total=100)
+    assert (config.optim.name, config.optim.base_lr) == ('lars', 0.3)
+    params = dict(norm=dict(scale=jnp.ones(3)), dense=dict(kernel=jnp.ones(3)))
+    hyper = config.optim.hyper.to_dict()
+    optim.make_optimizer(params, method.rules(), name='lars', **hyper)
+    rules = method.rules()
+    found = {n: rules[i][1] for n, i in optim.assign(params, rules).items()}
+    assert found['dense/kernel'].adaptive and found['dense/kernel'].decay > 0
+    assert not found['norm/scale'].adaptive and found['norm/scale'].decay == 0
+
   @pytest.mark.parametrize('name, words', BUILT)
   def test_every_method_is_built(self, name, words):
     """Shapes only: initial state, loss, optimiser groups, probes' encoder."""
