@@ -44,9 +44,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.optim = common.adamw(base_lr=1e-4, decay=0.03, warmup_epochs=40.0)
   if words.lars:
     config.optim = common.lars(base_lr=0.3, decay=1e-6, warmup_epochs=10.0)
-  if words.data in ('cifar10', 'photos'):
-    common.gentle(config)
-    config.method.hidden, config.method.out = 1024, 128
-    if not words.lars:
-      config.optim.base_lr = 5e-4
+  config.method.update(common.small(config, words.data))
   return config

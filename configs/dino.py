@@ -70,9 +70,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   size = 96
   if words.data in ('cifar10', 'photos'):
     # 32-px images: few crops, few outputs.
-    config.method.update(hidden=512, bottleneck=128, out=4096, local_crops=4)
-    config.method.warmup_teacher_epochs = 10
-    config.encoder.drop_path = 0.0
+    config.method.local_crops = 4
     size = config.data.image_size // 2
   for word, crops in CROPS.items():
     if words[word]:
@@ -81,6 +79,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   if not config.method.local_crops:  # the authors' advice for two crops alone
     for view in config.views.values():
       view.scale = (0.14, 1.0)
-  if words.data in ('cifar10', 'photos'):
-    common.gentle(config)
+  if head := common.small(config, words.data):
+    few = words.data == 'photos'  # epochs
+    config.method.update(
+      hidden=512,
+      bottleneck=head['out'],
+      out=1024 if few else 4096,
+      warmup_teacher_epochs=1 if few else 10,
+    )
   return config

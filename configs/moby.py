@@ -52,8 +52,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     exclude_vectors=True,
     clip=5.0,
   )
-  if words.data in ('cifar10', 'photos'):
-    common.gentle(config)
-    config.method.hidden, config.method.out = 1024, 128
-    config.encoder.drop_path = 0.0
+  config.method.update(common.small(config, words.data))
+  if words.data == 'photos':
+    config.method.queue = 1024  # of 3570 images
   return config

@@ -44,9 +44,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     repre=common.repre(words.encoder) if words.repre else None,
   )
   config.optim = common.adamw(base_lr=1.5e-4, decay=0.1, warmup_epochs=40.0)
-  if words.data in ('cifar10', 'photos'):
-    common.gentle(config)
+  if head := common.small(config, words.data):
     # A queue of 65536 would hold every image of so small a set.
-    config.method.update(hidden=1024, out=128, queue=8192, momentum=0.99)
-    config.optim.base_lr = 5e-4
+    queue = 8192 if words.data == 'cifar10' else 1024
+    config.method.update(head, queue=queue)
+    config.method.momentum = min(config.method.momentum, 0.99)
   return config

@@ -39,9 +39,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     repre=common.repre(words.encoder) if words.repre else None,
   )
   config.optim = common.adamw(base_lr=1.5e-4, decay=0.1, warmup_epochs=40.0)
-  if words.data in ('cifar10', 'photos'):
-    common.gentle(config)
-    # Fewer negatives and short runs want smaller heads and a higher rate.
-    config.method.hidden, config.method.out = 1024, 128
-    config.optim.base_lr = 5e-4
+  # Fewer negatives and short runs want smaller heads and a higher rate.
+  config.method.update(common.small(config, words.data))
   return config

@@ -39,8 +39,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     repre=common.repre(words.encoder) if words.repre else None,
   )
   config.optim = common.adamw(base_lr=1e-4, decay=0.03, warmup_epochs=10.0)
-  if words.data in ('cifar10', 'photos'):
-    common.gentle(config)
-    config.method.update(hidden=512, out=512, bottleneck=128)
-    config.optim.base_lr = 5e-4
+  if head := common.small(config, words.data):
+    wide = head['hidden'] // 2
+    config.method.update(hidden=wide, out=wide, bottleneck=wide // 4)
   return config

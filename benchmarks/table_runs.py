@@ -1,0 +1,167 @@
+"""Runs of `main.py` that a table is made of, each in a workdir of its own."""
+
+import dataclasses
+import json
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.paper_tables import Preset, Row
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+EXIT_STOPPED = 75
+POLL = 1.0  # seconds between two looks at a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One run.
+
+  Attributes:
+    name: its folder below `--out`; equal for equal runs.
+    options: of `main.py`, but for the workdir.
+  """
+
+  name: str
+  options: tuple[str, ...]
+
+
+def job(
+  row: Row, variant: str, seed: int, preset: Preset, extra: Sequence[str] = ()
+) -> Job:
+  """The run of one variant of a row.
+
+  Args:
+    row: of a table.
+    variant: a key of its variants.
+    seed: of the run.
+    preset: where it runs.
+    extra: 'field=value' of the config.
+
+  Returns:
+    The run; rows that differ in nothing but their table give equal ones.
+  """
+  change = dict(row.variants[variant])
+  words = (*row.words, *change.pop('words', ()))
+  epochs = f'{row.epochs * preset.scale:g}'
+  fields = dict(preset.fields, **change, epochs=epochs, seed=seed)
+  given = (f'{name}={value}' for name, value in fields.items())
+  encoder = preset.encoders[row.encoder]
+  config = f'configs/{row.method}.py:{",".join((encoder, preset.data, *words))}'
+  kind = [*words, *(f'{k.split(".")[-1]}_{v}' for k, v in change.items())]
+  folder = f'{row.method}-{encoder}-{row.epochs}'
+  return Job(
+    name=f'{folder}/{"-".join(kind) or "base"}/seed{seed}',
+    options=(
+      f'--config={config}',
+      *(f'--config.{one}' for one in (*given, *extra)),
+    ),
+  )
+
+
+class Runs:
+  """A folder of runs.
+
+  Args:
+    folder: holds a workdir per run, and beside it what the run said (`.log`)
+      and with which options it was made (`.options.json`).
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+
+  def _beside(self, task: Job, ending: str) -> pathlib.Path:
+    return self._folder / f'{task.name}{ending}'
+
+  def finished(self, task: Job) -> dict[str, Any] | None:
+    """The summary of a run and its `batch_size`; None while it has none.
+
+    Raises:
+      ValueError: the run was made with other options.
+    """
+    made = self._beside(task, '.options.json')
+    if made.exists():
+      options = tuple(json.loads(made.read_text()))
+      if changed := sorted(set(options) ^ set(task.options)):
+        raise ValueError(
+          f'{self._folder / task.name} was made with other options '
+          f'({", ".join(changed)}); choose another --out'
+        )
+    summary = self._folder / task.name / 'summary.json'
+    if not summary.exists():
+      return None
+    config = json.loads(summary.with_name('config.json').read_text())
+    found = json.loads(summary.read_text())
+    return found | dict(batch_size=config['batch_size'])
+
+  def execute(self, task: Job, watch: Callable[[str], None]) -> int:
+    """Runs `main.py` to its end, or on from where it was stopped.
+
+    Args:
+      task: the run.
+      watch: gets the newest report of the run from time to time.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      KeyboardInterrupt: of this process; the run has saved by then.
+    """
+    log = self._beside(task, '.log')
+    log.parent.mkdir(parents=True, exist_ok=True)
+    options = self._beside(task, '.options.json')
+    options.write_text(json.dumps(task.options, indent=2) + '\n')
+    command = [sys.executable, 'main.py', *task.options]
+    command.append(f'--workdir={(self._folder / task.name).resolve()}')
+    with log.open('a') as file:
+      # A session of its own: a second signal would make it leave unsaved.
+      child = subprocess.Popen(
+        command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True
+      )
+      try:
+        while child.poll() is None:
+          time.sleep(POLL)
+          watch(_last_report(log))
+      except KeyboardInterrupt:
+        child.send_signal(signal.SIGTERM)
+        child.wait()
+        raise
+    return child.returncode
+
+  def error(self, task: Job) -> str:
+    """The line in which a run told what went wrong."""
+    log = self._beside(task, '.log')
+    lines = log.read_text(errors='replace').splitlines()
+    told = [line for line in lines if line.startswith('error: ')]
+    return f'{task.name}: {told[-1] if told else f"failed, see {log}"}'
+
+
+def _last_report(log: pathlib.Path) -> str:
+  lines = log.read_text(errors='replace').splitlines()
+  steps = [line for line in lines if line.startswith('step ')]
+  return ' | '.join(steps[-1].split(' | ')[:3]) if steps else 'starting'
+
+
+def remaining(done: Sequence[tuple[Job, float]], left: Sequence[Job]) -> str:
+  """What is left, by the runs of the same row or else of all: '1:05 h'.
+
+  Args:
+    done: finished runs and the seconds that they took.
+    left: runs to come.
+  """
+  if not done:
+    return 'not known yet'
+  rows: dict[str, list[float]] = {}
+  for task, seconds in done:
+    rows.setdefault(task.name.split('/')[0], []).append(seconds)
+  overall = [seconds for _, seconds in done]
+  total = sum(
+    statistics.mean(rows.get(task.name.split('/')[0], overall)) for task in left
+  )
+  minutes = round(total / 60)
+  return f'{minutes // 60}:{minutes % 60:02} h'
