@@ -11,6 +11,7 @@ numbers below, it should.
 
 import contextlib
 import functools
+import importlib
 import io
 import json
 import os
@@ -52,6 +53,18 @@ def get_config(arg=None):
   config.update(log_every=1, eval_every=3, checkpoint_every=2)
   config.optim.update(base_lr=1e-2, warmup_epochs=1.0)
   config.knn.update(k=5, batch_size=32)
+  return config
+
+
+def load_file(path):
+  """The module of a config file, as `--config` would load it."""
+  return importlib.import_module(path.removesuffix('.py').replace('/', '.'))
+
+
+def field(config, name):
+  """The value of a field whose name has dots."""
+  for part in name.split('.'):
+    config = config[part]
   return config
 
 
