@@ -125,6 +125,8 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
         size=size,
         channels=channels,
         untrained=not config.init_from,
+        crop=config.data.eval_crop,
+        resample=config.data.eval_resample,
       ),
       figures=in_windows(method.figures, (size, size)),
       figure_batch=dict.fromkeys(views, shown),

@@ -67,6 +67,25 @@ def base() -> ml_collections.ConfigDict:
   )
 
 
+def downstream(task: str, data: str, **fields) -> ml_collections.ConfigDict:
+  """The fields of a job on a trained encoder.
+
+  Args:
+    task: its name.
+    data: a data word.
+    **fields: what to add or change.
+
+  Returns:
+    A config without a method; `checkpoint` is to be set.
+  """
+  config = base()
+  config.task = task
+  config.which = 'auto'  # or 'student', 'teacher'
+  config.data = DATA[data]()
+  config.update(fields)
+  return config
+
+
 def parse(
   arg: str | None, *, encoder: str, data: str, flags: tuple[str, ...] = ()
 ) -> ml_collections.ConfigDict:

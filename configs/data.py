@@ -12,6 +12,8 @@ def _data(name: str, **fields) -> dict:
       test_split='test',
       mode='auto',  # 'resident' on the device, 'stream' from the host
       image_size=224,
+      eval_crop=0.875,  # evaluation: 224 px are the centre of 256
+      eval_resample='bicubic',
       resident_size=config_dict.placeholder(int),  # None: as they are
       channels=config_dict.placeholder(int),  # None: the source's, or RGB
       workers=config_dict.placeholder(int),  # threads that decode; None: all
@@ -21,17 +23,27 @@ def _data(name: str, **fields) -> dict:
   )
 
 
+# Small images are evaluated as they are.
+WHOLE = dict(eval_crop=1.0, eval_resample='bilinear')
+
+
 def photos() -> dict:
   """Tiles of photographs that ship with scikit-image and scikit-learn."""
   # 24 px in patches of 4 are 36 tokens; stride 16 gives 3570 tiles.
   return _data(
-    'photos', image_size=24, tile=64, stride=16, gray=True, standardize=True
+    'photos',
+    image_size=24,
+    tile=64,
+    stride=16,
+    gray=True,
+    standardize=True,
+    **WHOLE,
   )
 
 
 def cifar10() -> dict:
   """CIFAR-10 through TFDS, prepared under `data_dir`."""
-  return _data('cifar10', image_size=32)
+  return _data('cifar10', image_size=32, **WHOLE)
 
 
 def tfds() -> dict:

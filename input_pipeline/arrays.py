@@ -76,37 +76,62 @@ class Arrays:
     return f'{self.name}[{index}]'
 
 
-def fit(images: np.ndarray, size: int) -> np.ndarray:
-  """Cuts out the central squares and resizes them, antialiased bilinear.
+def fit(
+  images: np.ndarray,
+  size: int,
+  *,
+  crop: float = 1.0,
+  resample: str = 'bilinear',
+) -> np.ndarray:
+  """Cuts out the central squares and resizes them, antialiased.
 
   Args:
     images: uint8 [n, h, w, c].
     size: side of the result in pixels.
+    crop: side of the square over the shorter side of the image. Below 1 as
+      torchvision does it: the shorter side is brought to size / crop (256 for
+      224 and 0.875), then the centre is cut out.
+    resample: 'bilinear' or 'bicubic'.
 
   Returns:
-    uint8 [n, size, size, c]; the input itself if it has that size.
+    uint8 [n, size, size, c]; the input itself if it has that size and `crop` is
+    1.
   """
   _, height, width, channels = images.shape
-  if height == width == size:
-    return images
-  side = min(height, width)
-  top, left = (height - side) // 2, (width - side) // 2
-  # Cut before resizing: Pillow's `box` would let the filter look outside.
-  images = images[:, top : top + side, left : left + side]
+  box = (size, size)
+  if crop == 1:
+    if height == width == size:
+      return images
+    # Cut before resizing: Pillow's `box` would let the filter look outside.
+    images = _central(images, min(height, width))
+  else:
+    short = round(size / crop)
+    box = (short, short * width // height)
+    if width < height:
+      box = (short * height // width, short)
+  filters = dict(
+    bilinear=Image.Resampling.BILINEAR, bicubic=Image.Resampling.BICUBIC
+  )
 
   def resize(image):
     image = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize(box[::-1], filters[resample]))
 
   if channels == 3:
-    return np.stack([resize(image) for image in images])
-  # One by one: Pillow would take a fourth channel for transparency.
-  return np.stack(
-    [
-      np.stack([resize(image[..., i]) for i in range(channels)], axis=-1)
-      for image in images
+    images = np.stack([resize(image) for image in images])
+  else:
+    # One by one: Pillow would take a fourth channel for transparency.
+    planes = [
+      [resize(image[..., i]) for i in range(channels)] for image in images
     ]
-  )
+    images = np.stack([np.stack(one, axis=-1) for one in planes])
+  return _central(images, size)
+
+
+def _central(images: np.ndarray, side: int) -> np.ndarray:
+  """The central squares [n, side, side, c]; halves are rounded to even."""
+  top, left = (round((length - side) / 2) for length in images.shape[1:3])
+  return images[:, top : top + side, left : left + side]
 
 
 def from_npz(

@@ -1,8 +1,9 @@
 """Images for evaluation: each once, in order, whole rather than cropped."""
 
 import collections
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,6 +24,8 @@ def eval_batches(
   channels: int = 3,
   indices: Sequence[int] | None = None,
   rows: Sequence[int] | None = None,
+  crop: float = 1.0,
+  resample: str = 'bilinear',
 ) -> Iterator[dict[str, np.ndarray]]:
   """Every image once, in order, in batches of equal size.
 
@@ -37,6 +40,8 @@ def eval_batches(
     indices: which images; None for all.
     rows: which rows of every batch to read, for one of several processes; None
       for all.
+    crop: see `fit`.
+    resample: see `fit`.
 
   Yields:
     'images' uint8 [len(rows), size, size, c] and 'readable' bool [len(rows)]
@@ -53,6 +58,7 @@ def eval_batches(
     )
   indices = np.arange(len(source)) if indices is None else np.asarray(indices)
   channels = source.channels or channels
+  cut = functools.partial(fit, size=size, crop=crop, resample=resample)
   rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
   def prepare(start, pool):
@@ -64,13 +70,13 @@ def eval_batches(
       batch['label'] = np.where(valid, source.labels[index], 0).astype(np.int32)
     mine = index[rows[valid[rows]]]
     if isinstance(source, Arrays):
-      images = [fit(source.images[mine], size)]
+      images = [cut(source.images[mine])]
       replaced = source.replaced
       readable = np.ones(len(mine), bool)
       readable = readable if replaced is None else ~replaced[mine]
       found = zip(images, [readable], strict=True)
     else:
-      found = pool.map(lambda i: _read(source, int(i), size, channels), mine)
+      found = pool.map(lambda i: _read(source, int(i), cut, channels), mine)
     return batch, found, len(rows) - len(mine)
 
   def finish(batch, found, missing):
@@ -90,12 +96,15 @@ def eval_batches(
 
 
 def _read(
-  source: Source, index: int, size: int, channels: int
+  source: Source,
+  index: int,
+  cut: Callable[[np.ndarray], np.ndarray],
+  channels: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """uint8 [1, size, size, c], and whether it is the image."""
   try:
-    image = fit(decode(source.read(index), channels)[None], size)
-    return image, np.ones(1, bool)
+    return cut(decode(source.read(index), channels)[None]), np.ones(1, bool)
   except (OSError, UnreadableError) as error:
     tell(source, index, error)
-    return np.zeros((1, size, size, channels), np.uint8), np.zeros(1, bool)
+    blank = np.zeros((1, 8, 8, channels), np.uint8)
+    return cut(blank), np.zeros(1, bool)

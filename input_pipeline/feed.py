@@ -25,6 +25,8 @@ OURS = (
   'test_split',
   'mode',
   'image_size',
+  'eval_crop',
+  'eval_resample',
   'resident_size',
   'channels',
   'workers',

@@ -1,5 +1,7 @@
 """Swin transformer."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -97,6 +99,9 @@ class Swin(nn.Module):
   attention_impl: str = 'auto'
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
+
+  norm_epsilon: ClassVar[float] = EPSILON
+  pool: ClassVar[str] = 'mean'  # what `pooled` is; there is no CLS token
 
   @property
   def depth(self) -> int:

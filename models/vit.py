@@ -1,6 +1,6 @@
 """Vision transformer in the flavours of MoCo v3 and of DINO."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +98,8 @@ class ViT(nn.Module):
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
 
+  norm_epsilon: ClassVar[float] = 1e-6  # of every LayerNorm
+
   @property
   def strides(self) -> tuple[int, ...]:
     """Pixels per token along a side, for every level."""
@@ -159,7 +161,7 @@ class ViT(nn.Module):
         x = jax.lax.stop_gradient(x)
     # float32 from here on, for losses and for what probes store.
     # Normed apart, so that whoever reads one does not pay for the other.
-    norm = layers.layer_norm('norm')
+    norm = layers.layer_norm('norm', epsilon=self.norm_epsilon)
     cls, tokens = norm(x[:, 0]), norm(x[:, 1:])
     return Features(
       levels=tuple(levels),

@@ -13,21 +13,28 @@ from training import distributed, storage, verified
 from training.checkpoint import CheckpointError, Checkpoints, check_same_leaves
 from training.state import named_leaves
 
-HEAD = 'params/'
+# Where a checkpoint keeps them.
+HEADS = dict(student='params/', teacher='method_state/teacher/')
 
 
-def load_params(path: epath.PathLike) -> dict[str, np.ndarray]:
+def load_params(
+  path: epath.PathLike, *, which: str = 'student'
+) -> dict[str, np.ndarray]:
   """The parameters of a run, verified, without building its method.
 
   Args:
     path: a workdir (its newest intact checkpoint) or one `checkpoints/STEP`.
+    which: 'student', or 'teacher' for those of a teacher.
 
   Returns:
     {parameter path: array}, for example `encoder/block_0/mlp/fc1/kernel`.
 
   Raises:
-    CheckpointError: no checkpoint there, or a damaged one.
+    CheckpointError: no checkpoint there, a damaged one, or one without a
+      teacher.
   """
+  if which not in HEADS:
+    raise ValueError(f'which={which!r} must be one of {", ".join(HEADS)}')
   path = storage.resolve(path)
   folders = [path]
   if not distributed.on_lead((path / 'meta').exists):
@@ -39,13 +46,14 @@ def load_params(path: epath.PathLike) -> dict[str, np.ndarray]:
     )
   for folder in folders:
     try:
-      return _read_params(folder)
+      return _read_params(folder, which)
     except verified.DamagedError as error:
       logging.warning('%s is damaged (%s)', folder, error)
   raise CheckpointError(f'{path} is damaged: no checkpoint there is intact')
 
 
-def _read_params(path: epath.Path) -> dict[str, np.ndarray]:
+def _read_params(path: epath.Path, which: str) -> dict[str, np.ndarray]:
+  head = HEADS[which]
   record = verified.read_meta(path)['leaves']
   # Saved on any number of devices, read onto one and handed over as NumPy.
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -55,11 +63,13 @@ def _read_params(path: epath.Path) -> dict[str, np.ndarray]:
     )
     for name, leaf in record.items()
   }
+  if not any(name.startswith(head) for name in record):
+    raise CheckpointError(f'{path} has no {which}: its method keeps none')
   leaves = jax.device_get(verified.read_leaves(path, wanted, record))
   return {
-    name.removeprefix(HEAD): leaf
+    name.removeprefix(head): leaf
     for name, leaf in leaves.items()
-    if name.startswith(HEAD)
+    if name.startswith(head)
   }
 
 

@@ -10,11 +10,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from input_pipeline.arrays import fit
-from input_pipeline.eval_batches import eval_batches
-from input_pipeline.rows import LocalRows
 from input_pipeline.source import Source
-from training import sharding
 from training.protocols import Method
+from transfer.extract import Extractor
 from transfer.knn import histogram, knn_accuracy, raw_pixels
 
 BASELINE_SIZE = 32  # pixels; bounds what raw pixels and histograms hold
@@ -44,6 +42,8 @@ class Knn:
     temperature: of the votes.
     bank_images: at most so many, evenly spread over the bank.
     untrained: whether step 0 is an untrained encoder.
+    crop: of the images for evaluation; see `input_pipeline.arrays.fit`.
+    resample: likewise.
 
   Raises:
     ValueError: images without labels.
@@ -63,6 +63,8 @@ class Knn:
     temperature: float = 0.07,
     bank_images: int = 50_000,
     untrained: bool = True,
+    crop: float = 1.0,
+    resample: str = 'bilinear',
   ):
     if bank.labels is None or queries.labels is None:
       raise ValueError(
@@ -74,13 +76,17 @@ class Knn:
       bank=(bank, chosen), queries=(queries, np.arange(len(queries)))
     )
     self._size, self._channels = size, bank.channels or channels
-    self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    self._rows = LocalRows(self._batch_size, sharding.over_batch(mesh))
+    self._extractor = Extractor(
+      lambda weights, images: encode(*weights, images),
+      mesh=mesh,
+      batch_size=batch_size,
+      size=size,
+      channels=self._channels,
+      crop=crop,
+      resample=resample,
+    )
     self._numbers = dict(mesh=mesh, k=k, temperature=temperature)
     self._untrained = untrained
-    whole = sharding.replicated(mesh)
-    self._encode = jax.jit(encode, out_shardings=whole)
-    self._gather = jax.jit(lambda x: x, out_shardings=whole)
 
   def names(self) -> Sequence[str]:
     """Metrics that every measurement has."""
@@ -97,32 +103,18 @@ class Knn:
   def batches(self) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
     """Bank, then queries: (part, a batch of `eval_batches`)."""
     for part, (source, indices) in self._parts.items():
-      for batch in eval_batches(
-        source,
-        self._batch_size,
-        size=self._size,
-        channels=self._channels,
-        indices=indices,
-        rows=self._rows.rows,
-      ):
+      for batch in self._extractor.batches(source, indices):
         yield part, batch
 
   def update(self, params: Any, method_state: Any, batch: Any) -> None:
     """Encodes one batch, split over the devices."""
     part, rows = batch
-    local = {name: rows[name] for name in ('images', 'readable')}
-    local = self._rows.put(local)
-    features = self._encode(params, method_state, local['images'])
-    # Whether an image was read is known to the process that read it alone.
-    features, readable = jax.device_get(
-      (features, self._gather(local['readable']))
-    )
-    keep = rows['valid'] & readable
-    self._unreadable += int((rows['valid'] & ~readable).sum())
+    features, keep = self._extractor((params, method_state), rows)
+    self._unreadable += int((rows['valid'] & ~keep).sum())
     self._features[part].append(features[keep])
     self._labels[part].append(rows['label'][keep])
     if self._step == 0:
-      images = jax.device_get(self._gather(local['images']))[keep]
+      images = self._extractor.images(rows)[keep]
       self._images[part].append(fit(images, min(self._size, BASELINE_SIZE)))
 
   def _score(self, parts) -> dict[str, float]:

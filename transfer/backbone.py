@@ -1,0 +1,120 @@
+"""The encoder of a finished or running pre-training, ready to be used."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+from flax import traverse_util
+
+from models import make_encoder
+from training import distributed, storage
+from training.checkpoint import CheckpointError
+from training.warm_start import load_params
+
+ENCODER = 'encoder/'
+# Fields of a config's encoder that say how it computes, not what.
+FREE = ('drop_path', 'remat', 'attention_impl')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backbone:
+  """An encoder with its weights.
+
+  Attributes:
+    encoder: the module.
+    params: {path: array} with paths that begin with `encoder/`.
+    where: the checkpoint, for messages.
+    which: 'student' or 'teacher'.
+    config: `config.json` of the run that trained it.
+  """
+
+  encoder: Any
+  params: Mapping[str, Any]
+  where: str
+  which: str
+  config: Mapping[str, Any]
+
+  def variables(self) -> dict[str, Any]:
+    """What `encoder.apply` takes: {'params': nested arrays}."""
+    flat = {k.removeprefix(ENCODER): v for k, v in self.params.items()}
+    return {'params': traverse_util.unflatten_dict(flat, sep='/')}
+
+
+def load_backbone(
+  path: epath.PathLike | None,
+  *,
+  which: str = 'auto',
+  dtype: str = 'float32',
+  **fields: Any,
+) -> Backbone:
+  """Reads the encoder of a run of this project, whatever method trained it.
+
+  Args:
+    path: a workdir (its newest intact checkpoint) or one `checkpoints/STEP`.
+    which: 'student', 'teacher', or 'auto': the one that the run's own k-NN
+      reads (DINO's teacher, else the student).
+    dtype: compute dtype of the encoder.
+    **fields: fields of the encoder that differ from the run's.
+
+  Returns:
+    The encoder, paths never dropped unless `fields` say so.
+
+  Raises:
+    CheckpointError: no path, no checkpoint there, no such encoder in it, or a
+      damaged one.
+  """
+  if not path:
+    raise CheckpointError(
+      'nothing to evaluate: set config.checkpoint to the workdir of a run, or '
+      'to one of its checkpoints/STEP'
+    )
+  path = storage.resolve(path)
+  config = _config_of(path)
+  if which == 'auto':
+    which = config['knn']['which']
+  params = {
+    name: leaf
+    for name, leaf in load_params(path, which=which).items()
+    if name.startswith(ENCODER)
+  }
+  if not params:
+    raise CheckpointError(f'{path} has no encoder of a {which}')
+  made = {k: v for k, v in config['encoder'].items() if v is not None}
+  name = made.pop('name')
+  made = {k: _tuples(v) for k, v in made.items() if k not in FREE}
+  kernel = params.get(f'{ENCODER}patch_embed/kernel')
+  if kernel is not None:
+    made['in_channels'] = kernel.shape[2]
+  return Backbone(
+    encoder=make_encoder(name, **made | dict(dtype=dtype) | fields),
+    params=params,
+    where=str(path),
+    which=which,
+    config=config,
+  )
+
+
+def _config_of(path: epath.Path) -> dict[str, Any]:
+  """The config of the run that a workdir or checkpoint belongs to."""
+  folders = (path, path.parent.parent)
+
+  def read():
+    for folder in folders:
+      if (file := folder / 'config.json').exists():
+        return json.loads(file.read_text())
+    return None
+
+  config = distributed.on_lead(read)
+  if config is None:
+    raise CheckpointError(
+      f'{path} is neither a workdir nor one of its checkpoints/STEP: there is '
+      f'no config.json in {folders[0]} or {folders[1]}'
+    )
+  return config
+
+
+def _tuples(value: Any) -> Any:
+  """JSON has no tuples, and modules cannot hold lists."""
+  return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,194 @@
+"""What jobs on a frozen encoder share: opening it, its data and the workdir."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from etils import epath
+from jax.sharding import Mesh
+
+from input_pipeline import feed
+from input_pipeline.source import Source
+from training import distributed, sharding
+from training import workdir as workdirs
+from training.metrics import write_json
+from transfer.backbone import Backbone, load_backbone
+from transfer.extract import Extractor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """A frozen encoder and images for it.
+
+  Attributes:
+    config: of the job.
+    workdir: its folder, which exists.
+    mesh: of all devices.
+    backbone: the encoder.
+    train: training images.
+    test: test images, or None.
+  """
+
+  config: Any
+  workdir: epath.Path
+  mesh: Mesh
+  backbone: Backbone
+  train: Source
+  test: Source | None
+
+  def extractor(
+    self, pick: Callable[[Any, jax.Array], Any] | None = None
+  ) -> Extractor:
+    """Encodes data sets with the frozen encoder.
+
+    Args:
+      pick: (encoder's parameters, its Features) -> what is wanted of them, a
+        pytree of arrays [b, ...]; None for the pooled feature.
+    """
+    encoder, data = self.backbone.encoder, self.config.data
+
+    def encode(variables, images):
+      features = encoder.apply(variables, images.astype(jnp.float32) / 255)
+      return features.pooled if pick is None else pick(variables, features)
+
+    return Extractor(
+      encode,
+      mesh=self.mesh,
+      batch_size=self.config.batch_size,
+      size=data.image_size,
+      channels=encoder.in_channels,
+      crop=data.eval_crop,
+      resample=data.eval_resample,
+    )
+
+  def features(
+    self,
+    extractor: Extractor,
+    source: Source,
+    *,
+    what: str,
+    indices: Sequence[int] | None = None,
+  ) -> Iterator[tuple[Any, Mapping[str, np.ndarray]]]:
+    """Features of a data set, batch by batch, with a progress bar.
+
+    Args:
+      extractor: of this job.
+      source: the data set.
+      what: names it on the bar.
+      indices: which images; None for all.
+
+    Yields:
+      What the extractor finds of the readable images of a batch, and their
+      {'index', 'label'} (labels where there are some).
+    """
+    weights = self.weights()
+    total = len(source) if indices is None else len(indices)
+    lead = jax.process_index() == 0
+    with tqdm.tqdm(desc=what, total=total, disable=not lead) as progress:
+      for batch in extractor.batches(source, indices):
+        found, keep = extractor(weights, batch)
+        rows = {n: batch[n][keep] for n in ('index', 'label') if n in batch}
+        yield jax.tree.map(lambda x, keep=keep: x[keep], found), rows
+        progress.update(int(batch['valid'].sum()))
+
+  def weights(self) -> Any:
+    """The encoder's variables, whole on every device."""
+    return jax.device_put(
+      self.backbone.variables(), sharding.replicated(self.mesh)
+    )
+
+
+def need_labels(job: Job) -> None:
+  """Whether a job that compares with labels has them.
+
+  Raises:
+    ValueError: no test images, no labels, or other classes in the test split.
+  """
+  if job.test is None:
+    raise ValueError(
+      f'{job.config.task} needs test images: set config.data.test_split'
+    )
+  for source in (job.train, job.test):
+    if source.labels is None:
+      raise ValueError(
+        f'{job.config.task} needs labels; {source.name} has none'
+      )
+  if tuple(job.train.classes) != tuple(job.test.classes):
+    strange = set(job.train.classes) ^ set(job.test.classes)
+    raise ValueError(
+      f'{job.train.name} and {job.test.name} have not the same classes: '
+      f'{", ".join(sorted(map(str, strange))[:8])}'
+    )
+
+
+def open_job(config: Any, workdir: epath.PathLike) -> Job:
+  """Reads the encoder and opens the data.
+
+  Raises:
+    CheckpointError: see `load_backbone`.
+    ValueError: images of another number of channels than the encoder's.
+  """
+  mesh = sharding.make_mesh(config.fsdp)
+  backbone = load_backbone(
+    config.checkpoint, which=config.which, dtype=config.dtype
+  )
+  train, test = feed.open_sources(config.data)
+  channels = backbone.encoder.in_channels
+  if train.channels not in (None, channels):
+    raise ValueError(
+      f'the encoder of {backbone.where} reads {channels} channels, the images '
+      f'of {train.name} have {train.channels}'
+    )
+  return Job(
+    config=config,
+    workdir=workdirs.open_workdir(workdir),
+    mesh=mesh,
+    backbone=backbone,
+    train=train,
+    test=test,
+  )
+
+
+def run_job(
+  config: Any,
+  workdir: epath.PathLike,
+  work: Callable[[Job], Mapping[str, Any]],
+) -> dict[str, Any]:
+  """A job from its config to `summary.json`, once.
+
+  Args:
+    config: of the job.
+    workdir: its folder; where it holds a summary of the same config, nothing is
+      done again.
+    work: what the job is; returns what the summary holds.
+
+  Returns:
+    The summary.
+
+  Raises:
+    WorkdirError: the folder holds another job.
+  """
+  began = time.time()
+  job = open_job(config, workdir)
+  workdirs.check_config(job.workdir, config)
+  path = job.workdir / 'summary.json'
+  done = distributed.on_lead(
+    lambda: json.loads(path.read_text()) if path.exists() else None
+  )
+  if done is not None and config.resume != 'force':
+    if jax.process_index() == 0:
+      print(f'{job.workdir}: already finished', file=sys.stderr)
+    return done
+  workdirs.record(job.workdir, config)
+  summary = dict(work(job), checkpoint=job.backbone.where)
+  summary['which'] = job.backbone.which
+  summary['seconds'] = round(time.time() - began, 1)
+  distributed.on_lead(lambda: write_json(path, summary))
+  return summary
