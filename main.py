@@ -33,6 +33,7 @@ from input_pipeline.views import View
 from pretrain import collapse
 from pretrain.figures import in_windows
 from pretrain.methods import from_config
+from pretrain.run_figures import run_figures
 from training import (
   cluster,
   distributed,
@@ -47,6 +48,7 @@ from training.step import Run
 from training.warm_start import load_params
 from transfer.check_data import check_data
 from transfer.online_knn import online_knn, scores_line
+from transfer.visualize import visualize
 
 FIGURE_ROWS = 8
 CONFIG = config_flags.DEFINE_config_file(
@@ -141,6 +143,7 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
 TASKS: Mapping[str, Callable[[Any, str], Any]] = {
   'pretrain': pretrain,
   'check_data': check_data,
+  'visualize': functools.partial(visualize, figures_of=run_figures),
 }
 
 
