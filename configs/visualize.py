@@ -48,7 +48,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       'curves',
     ),
     compare=config_dict.placeholder(str),  # a second run
-    runs=(),  # workdirs whose curves are drawn together
+    # Workdirs whose curves are drawn together, with commas between: on a
+    # command line each path of a tuple would need quotes.
+    runs=config_dict.placeholder(str),
     images=8,  # rows of the sheets
     blocks=(-1,),  # whose attention is drawn
     heads=6,  # at most so many maps of single heads

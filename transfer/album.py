@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,13 +51,13 @@ class Album:
       draw = prepare()
       self._names += distributed.on_lead(lambda: self._keep(draw()))
     except LeftOutError as reason:
-      self.leave_out(word, str(reason))
+      self.leave_out((word,), str(reason))
 
-  def leave_out(self, word: str, reason: str) -> None:
-    """Remembers and tells what is missing."""
-    self._left_out[word] = reason
-    if self._lead:
-      print(f'left out {word}: {reason}', file=sys.stderr)
+  def leave_out(self, words: Sequence[str], reason: str) -> None:
+    """Remembers and tells, in one line, what is missing."""
+    self._left_out |= dict.fromkeys(words, reason)
+    if self._lead and words:
+      print(f'left out {", ".join(words)}: {reason}', file=sys.stderr)
 
   def _keep(self, pictures: list[Picture]) -> list[str]:
     folder = self._workdir / 'images'

@@ -75,12 +75,12 @@ def tsne(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
   """t-SNE of the first encoder's features."""
   del figures_of
   first = subjects[0]
-  features, labels, index = _points(first)
+  _, labels, index = _points(first)
 
   def draw():
     picture = plots.projection(
       'tsne',
-      projections.tsne(features, seed=first.job.config.seed),
+      first.tsne,
       title=_title('t-SNE', first, labels),
       labels=labels,
       classes=first.source.classes,
@@ -189,13 +189,14 @@ def curves_of_run(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
   del figures_of
   config = subjects[0].job.config
   paths = [subject.workdir for subject in subjects]
-  return curves([*paths, *paths_in(config.runs)])
+  return curves([*paths, *listed(config.runs)])
 
 
-def paths_in(words: str | Sequence[str]) -> list[str]:
-  """Paths or words, where a command line may have joined some by commas."""
-  words = (words,) if isinstance(words, str) else words
-  return [part for word in words for part in word.split(',') if part]
+def listed(words: str | Sequence[str] | None) -> list[str]:
+  """Words, or paths, of a tuple or with commas between."""
+  words = (words,) if isinstance(words, str) else words or ()
+  parts = [part.strip(' ()\'"') for word in words for part in word.split(',')]
+  return [part for part in parts if part]
 
 
 def curves(paths: Sequence[str]) -> Draw:
@@ -221,23 +222,19 @@ def curves(paths: Sequence[str]) -> Draw:
 
 def compare(subjects: Sequence[Subject]) -> Draw:
   """RePre's Fig. 4: the deepest block asked for and t-SNE of two encoders."""
-  maps, points = {}, {}
+  maps = {}
   for subject in subjects:
     found, index = subject.attention
     maps[subject.name] = found[max(found)].mean(axis=1)
-    points[subject.name], labels, _ = _points(subject)
+    _, labels, _ = _points(subject)
   _need(len(index), 1, subjects[0])
   first = subjects[0]
   images = first.images(first.source, index)
 
   def draw():
-    seed = first.job.config.seed
-    flat = {
-      name: projections.tsne(features, seed=seed)
-      for name, features in points.items()
-    }
+    points = {subject.name: subject.tsne for subject in subjects}
     picture = sheets.two_runs(
-      images, maps, flat, labels=labels, classes=first.source.classes
+      images, maps, points, labels=labels, classes=first.source.classes
     )
     return [picture]
 

@@ -9,6 +9,7 @@ from transfer.curves import BASELINES, GROUPS, Points, never_changes
 from transfer.drawing import Picture, bare, colors, render
 
 PANELS = 3  # in a row
+NAMED = 30  # classes; the colours of more could not be told apart anyway
 
 
 def scatter(
@@ -38,18 +39,27 @@ def scatter(
     rows = labels == label
     ax.scatter(*points[rows].T, color=color, label=str(classes[label]), **dots)
   if legend:
-    # Beyond a column of names the colours cannot be told apart anyway.
-    handles, names = ax.get_legend_handles_labels()
-    shown = 30
-    ax.legend(
-      handles[:shown],
-      [name if len(name) <= 24 else f'{name[:23]}…' for name in names[:shown]],
-      loc='center left',
-      bbox_to_anchor=(1.0, 0.5),
-      handletextpad=0.2,
-      markerscale=(30 / size) ** 0.5,
-      title=None if len(names) <= shown else f'{shown} of {len(names)}',
-    )
+    name_classes(ax, ax, loc='center left', bbox_to_anchor=(1.0, 0.5))
+
+
+def name_classes(owner: Any, ax: Any, **place: Any) -> None:
+  """A legend of the classes of a scatter plot.
+
+  Args:
+    owner: what gets it, a panel or a figure.
+    ax: the panel with the points.
+    **place: where it stands, see `legend` of matplotlib.
+  """
+  handles, names = ax.get_legend_handles_labels()
+  size = handles[0].get_sizes()[0]
+  owner.legend(
+    handles[:NAMED],
+    [name if len(name) <= 24 else f'{name[:23]}…' for name in names[:NAMED]],
+    handletextpad=0.2,
+    markerscale=(30 / size) ** 0.5,
+    title=None if len(names) <= NAMED else f'{NAMED} of {len(names)}',
+    **place,
+  )
 
 
 def projection(

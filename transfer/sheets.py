@@ -17,7 +17,7 @@ from transfer.drawing import (
   render,
   show,
 )
-from transfer.plots import scatter
+from transfer.plots import name_classes, scatter
 
 CELL = 0.95  # inches
 TITLE = 0.4
@@ -217,11 +217,11 @@ def two_runs(
   rows, runs = len(images), list(maps)
   left_width = CELL * (len(runs) + 1)
   stacked = CELL * rows >= 2.2 * len(runs)
-  right_width = 3.2 if stacked else 2.6 * len(runs)
+  right_width = 2.8 if stacked else 2.6 * len(runs)
 
   def paint(figure):
     left, right = figure.subfigures(
-      1, 2, width_ratios=(left_width, right_width)
+      1, 2, width_ratios=(left_width, right_width + 1.4)
     )
     axes = panels(left, rows, len(runs) + 1)
     for row, image in enumerate(images):
@@ -234,18 +234,19 @@ def two_runs(
     shape = (len(runs), 1) if stacked else (1, len(runs))
     plots = right.subplots(*shape, squeeze=False).flat
     for ax, run in zip(plots, runs, strict=True):
-      last = run == runs[-1]
-      scatter(ax, points[run], labels, classes, legend=stacked or last)
+      scatter(ax, points[run], labels, classes, legend=False)
       bare(ax)
       ax.set_title(run)
       ax.set_box_aspect(1)
     right.suptitle('t-SNE of the features')
+    if labels is not None:
+      name_classes(right, ax, loc='outside right center')
 
   height = max(CELL * rows, 2.6) + TITLE
   numbers = {f'{run}/maps': maps[run] for run in runs}
   numbers |= {f'{run}/points': points[run] for run in runs}
   return Picture(
     name='compare',
-    png=render((left_width + right_width + 1.2, height), paint),
+    png=render((left_width + right_width + 1.4, height), paint),
     numbers=numbers,
   )

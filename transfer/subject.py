@@ -14,14 +14,14 @@ from transfer.attention_depth import by_depth
 from transfer.attention_maps import query_map, windows_of
 from transfer.extract import Extractor
 from transfer.job import Job
-from transfer.projections import choose_images
+from transfer.projections import choose_images, tsne
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
   """An encoder and the images that are shown of it, each computed once.
 
-  Everything here is a computation of all processes.
+  Computations of all processes, but for `tsne`.
 
   Attributes:
     name: of its run.
@@ -118,6 +118,11 @@ class Subject:
       seed=config.seed,
     )
     return self._collect(None, source, rows, 'features')
+
+  @functools.cached_property
+  def tsne(self) -> np.ndarray:
+    """t-SNE of the features, [n, 2]; where it is drawn, after `features`."""
+    return tsne(self.features[0], seed=self.job.config.seed)
 
   @functools.cached_property
   def queries(self) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from transfer.pictures import (
   FiguresOf,
   compare,
   curves,
-  paths_in,
+  listed,
 )
 from transfer.subject import Subject
 
@@ -60,11 +60,10 @@ def visualize(
   workdirs.check_config(folder, config)
   workdirs.record(folder, config)
   album = Album(folder, step=0)
-  for word in words:
-    if word == 'curves':
-      album.add(word, lambda: curves(paths_in(config.runs)))
-    else:
-      album.leave_out(word, 'config.checkpoint is not set')
+  if 'curves' in words:
+    album.add('curves', lambda: curves(listed(config.runs)))
+  others = [word for word in words if word != 'curves']
+  album.leave_out(others, 'config.checkpoint is not set')
   summary = album.close()
   distributed.on_lead(lambda: write_json(folder / 'summary.json', summary))
   return summary
@@ -76,7 +75,7 @@ def chosen(pictures: str | Sequence[str]) -> tuple[str, ...]:
   Raises:
     ValueError: none, or an unknown one, with the nearest known.
   """
-  words = tuple(dict.fromkeys(paths_in(pictures)))
+  words = tuple(dict.fromkeys(listed(pictures)))
   if not words:
     raise ValueError(f'config.pictures is empty; known: {", ".join(PICTURES)}')
   for word in words:
