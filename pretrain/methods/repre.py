@@ -149,6 +149,7 @@ class RePre:
     features = self._encode(params['encoder'], images)
     prediction = self.branch.predict(params['decoder'], features)
     rebuilt = unpatchify(prediction, self.branch.target.patch_size)
+    rebuilt = rebuilt[:, : images.shape[1], : images.shape[2]]
     cells = [images, jnp.clip(rebuilt, 0, 1), jnp.abs(rebuilt - images)]
     grid = Figure(
       images=jnp.stack(cells, axis=1),
