@@ -47,6 +47,7 @@ from training.step import Run
 from training.warm_start import load_params
 from transfer.check_data import check_data
 from transfer.online_knn import online_knn, scores_line
+from transfer.probe_job import linear_probe
 
 FIGURE_ROWS = 8
 CONFIG = config_flags.DEFINE_config_file(
@@ -106,6 +107,7 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     method=method,
     data=data,
     initial=initial and load_params(initial),
+    what=initial,
   )
   shown = figure_images(config.data, train if test is None else test, channels)
   shown = jax.device_put(shown, sharding.replicated(mesh))
@@ -141,6 +143,7 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
 TASKS: Mapping[str, Callable[[Any, str], Any]] = {
   'pretrain': pretrain,
   'check_data': check_data,
+  'linear_probe': linear_probe,
 }
 
 

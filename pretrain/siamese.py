@@ -9,19 +9,14 @@ import jax.numpy as jnp
 
 from models.features import Features
 from pretrain import collapse
-from pretrain.recipe import Recipe
-from pretrain.teacher import (
-  copy_parts,
-  drop_path_noise,
-  given,
-  move_towards,
-  select_encoder,
-)
+from pretrain.teacher import copy_parts, move_towards, select_encoder
 from training.chunking import in_chunks, merge_rows, split_rows
 from training.optim import Rules
-from training.rng import named_key
+from training.recipe import Recipe
+from training.rng import drop_path_noise, named_key
 from training.schedules import Schedule
 from training.state import Aux, Figure
+from training.warm_start import given
 
 TEACHER = ('encoder', 'projector')  # a predictor has no teacher
 

@@ -52,18 +52,23 @@ class Job:
       pick: (encoder's parameters, its Features) -> what is wanted of them, a
         pytree of arrays [b, ...]; None for the pooled feature.
     """
-    encoder, data = self.backbone.encoder, self.config.data
+    encoder = self.backbone.encoder
 
     def encode(variables, images):
       features = encoder.apply(variables, images.astype(jnp.float32) / 255)
       return features.pooled if pick is None else pick(variables, features)
 
+    return self.extractor_of(encode)
+
+  def extractor_of(self, encode: Callable[[Any, jax.Array], Any]) -> Extractor:
+    """An `Extractor` of images that are cut as the config says."""
+    data = self.config.data
     return Extractor(
       encode,
       mesh=self.mesh,
       batch_size=self.config.batch_size,
       size=data.image_size,
-      channels=encoder.in_channels,
+      channels=self.backbone.encoder.in_channels,
       crop=data.eval_crop,
       resample=data.eval_resample,
     )

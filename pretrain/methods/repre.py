@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from models.decoders import FusionDecoder, level_indices
 from models.patches import unpatchify
 from pretrain.branch import Branch
-from pretrain.recipe import Recipe
 from pretrain.targets import Pixels
-from pretrain.teacher import given
 from pretrain.weighting import Fixed, Uncertainty
 from training.optim import Rule, Rules
 from training.protocols import Method
+from training.recipe import Recipe
 from training.rng import named_key
 from training.schedules import Schedule
 from training.state import Aux, Figure
+from training.warm_start import given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
