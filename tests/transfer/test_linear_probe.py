@@ -223,7 +223,7 @@ class TestJob:
       optim__base_lr=100.0,
     )
     summary = main.TASKS['linear_probe'](found, str(tmp_path / 'run'))
-    assert summary['top1'] > 60
+    assert summary['top1'] > 40  # of four classes
     assert 'best' not in summary  # one classifier is no grid
     assert not any(
       n.startswith('encoder') for n in load_params(tmp_path / 'run')
