@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from input_pipeline import feed, mode
@@ -33,6 +34,7 @@ from input_pipeline.views import View
 from pretrain import collapse
 from pretrain.figures import in_windows
 from pretrain.methods import from_config
+from pretrain.online_probe import OnlineProbe
 from training import (
   cluster,
   distributed,
@@ -43,9 +45,12 @@ from training import (
   storage,
 )
 from training.checkpoint import Checkpoints
+from training.protocols import Evaluator, Method
 from training.step import Run
 from training.warm_start import load_params
+from transfer.accuracy import Accuracy, classify
 from transfer.check_data import check_data
+from transfer.extract import Extractor
 from transfer.online_knn import online_knn, scores_line
 from transfer.probe_job import linear_probe
 
@@ -98,6 +103,10 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     steps_per_epoch=data.steps_per_epoch,
     total=total,
   )
+  if config.online_probe_lr:
+    method = OnlineProbe(
+      base=method, classes=_classes(train), lr=config.online_probe_lr
+    )
   # A run that continues no longer needs what it began with.
   started = Checkpoints(workdir).steps()
   initial = None if started or not config.init_from else config.init_from
@@ -118,17 +127,8 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
       run,
       workdir,
       total=total,
-      evaluators=online_knn(
-        config.knn,
-        method,
-        bank=train,
-        queries=test,
-        mesh=mesh,
-        size=size,
-        channels=channels,
-        untrained=not config.init_from,
-        crop=config.data.eval_crop,
-        resample=config.data.eval_resample,
+      evaluators=evaluators(
+        config, method, train, test, mesh=mesh, channels=channels
       ),
       figures=in_windows(method.figures, (size, size)),
       figure_batch=dict.fromkeys(views, shown),
@@ -145,6 +145,49 @@ TASKS: Mapping[str, Callable[[Any, str], Any]] = {
   'check_data': check_data,
   'linear_probe': linear_probe,
 }
+
+
+def evaluators(
+  config: Any,
+  method: Method,
+  train: Source,
+  test: Source | None,
+  *,
+  mesh: Mesh,
+  channels: int,
+) -> list[Evaluator]:
+  """What is measured while pre-training: k-NN, and an online probe if asked."""
+  images = dict(
+    size=config.data.image_size,
+    channels=channels,
+    crop=config.data.eval_crop,
+    resample=config.data.eval_resample,
+  )
+  found: list[Evaluator] = [
+    *online_knn(
+      config.knn,
+      method,
+      bank=train,
+      queries=test,
+      mesh=mesh,
+      untrained=not config.init_from,
+      **images,
+    )
+  ]
+  if config.online_probe_lr and test is not None and test.labels is not None:
+    extractor = Extractor(
+      classify(method), mesh=mesh, batch_size=config.knn.batch_size, **images
+    )
+    found.append(Accuracy(extractor, test, prefix='probe_'))
+  return found
+
+
+def _classes(source: Source) -> int:
+  if source.labels is None:
+    raise ValueError(
+      f'config.online_probe_lr needs labels, and {source.name} has none'
+    )
+  return len(source.classes)
 
 
 def warnings(unreadable: Unreadable, scalars: Mapping[str, float]) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from input_pipeline.source import Source
@@ -32,7 +33,26 @@ def strongest(logits: jax.Array) -> jax.Array:
   """
   k = min(TOP, logits.shape[-1])
   best = jax.lax.top_k(logits, k)[1]
-  return jax.numpy.moveaxis(best, -2, 0)
+  return jnp.moveaxis(best, -2, 0)
+
+
+def classify(method: Any) -> Callable[[Any, Any], dict[str, jax.Array]]:
+  """What an extractor runs: ((params, method_state), inputs) -> `strongest`.
+
+  Args:
+    method: with `predict`; its inputs are uint8 images, as its 'view1' in
+      [0, 1], or ready features by name.
+  """
+
+  def run(weights, inputs):
+    if isinstance(inputs, Mapping):
+      batch = dict(features=inputs)
+    else:
+      batch = dict(view1=inputs.astype(jnp.float32) / 255)
+    logits = method.predict(*weights, batch)
+    return {name: strongest(x) for name, x in logits.items()}
+
+  return run
 
 
 class Accuracy:
@@ -44,6 +64,8 @@ class Accuracy:
     source: labelled test images.
     label: names one of the several classifiers under a name: (name, index) ->
       text; None where each name is one classifier.
+    prefix: of the metrics' names.
+    headline: the name whose accuracy is `top1`; None for the best one's.
   """
 
   def __init__(
@@ -51,12 +73,16 @@ class Accuracy:
     extractor: Extracts,
     source: Source,
     label: Callable[[str, int], str] | None = None,
+    *,
+    prefix: str = '',
+    headline: str | None = None,
   ):
     self._extractor, self._source, self._label = extractor, source, label
+    self._prefix, self._headline = prefix, headline
 
   def names(self) -> Sequence[str]:
     """Metrics that every measurement has."""
-    return ('top1', 'top5')
+    return (f'{self._prefix}top1', f'{self._prefix}top5')
 
   def start(self, step: int) -> None:
     """Forgets all counts."""
@@ -97,8 +123,10 @@ class Accuracy:
       else:
         grid |= {self._label(name, i): top[:, i] for i in range(top.shape[1])}
     best = max(grid.values(), key=tuple)
-    out = dict(top1=float(best[0]), top5=float(best[1]))
+    chosen = grid[self._headline] if self._headline else best
+    out = dict(zip(self.names(), map(float, chosen), strict=True))
     if len(grid) > 1:
-      for name, (top1, top5) in grid.items():
-        out |= {f'top1/{name}': float(top1), f'top5/{name}': float(top5)}
+      for name, accuracies in grid.items():
+        for kind, value in zip(self.names(), accuracies, strict=True):
+          out[f'{kind}/{name}'] = float(value)
     return out

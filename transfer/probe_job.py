@@ -2,11 +2,9 @@
 
 import contextlib
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -17,7 +15,7 @@ from training import distributed, loop, sharding
 from training.metrics import write_json
 from training.recipe import make_recipe
 from training.step import Run
-from transfer.accuracy import Accuracy, strongest
+from transfer.accuracy import Accuracy, classify
 from transfer.cached import CachedExtractor, CachedFeatures
 from transfer.job import Job, need_labels, open_job
 from transfer.linear_probe import VIEW, LinearProbes, Probe
@@ -70,10 +68,10 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   method = LinearProbes(**fields, schedule=_schedule(config, data, total))
   if config.probe.cached:
     extractor = CachedExtractor(
-      *test, _classify(method), mesh=job.mesh, batch_size=config.batch_size
+      *test, classify(method), mesh=job.mesh, batch_size=config.batch_size
     )
   else:
-    extractor = job.extractor_of(_classify(method))
+    extractor = job.extractor_of(classify(method))
 
   def label(name, i):
     return f'{name}/lr{method.rates[i]:g}'
@@ -139,22 +137,6 @@ def _feed(job: Job) -> tuple[Any, str]:
     shardings=(sharding.over_batch(job.mesh), sharding.replicated(job.mesh)),
     agree=lambda choice: distributed.on_lead(lambda: choice),
   )
-
-
-def _classify(method: LinearProbes):
-  """((params, method_state), images or features) -> strongest classes."""
-
-  def classify(weights, inputs):
-    cached = isinstance(inputs, Mapping)
-    batch = (
-      {'features': inputs}
-      if cached
-      else {VIEW: inputs.astype(jnp.float32) / 255}
-    )
-    logits = method.predict(*weights, batch)
-    return {name: strongest(x) for name, x in logits.items()}
-
-  return classify
 
 
 def _cache(
