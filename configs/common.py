@@ -77,12 +77,13 @@ def downstream(task: str, data: str, **fields) -> ml_collections.ConfigDict:
     **fields: what to add or change.
 
   Returns:
-    A config without a method; `checkpoint` is to be set.
+    The config; `checkpoint` is to be set.
   """
   config = base()
   config.task = task
   config.which = 'auto'  # or 'student', 'teacher'
   config.data = DATA[data]()
+  config.method, config.optim = dict(name=task), {}
   config.update(fields)
   return config
 

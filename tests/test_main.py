@@ -347,6 +347,8 @@ def words_of(name):
   get_config = config_file(name).get_config
   if not inspect.signature(get_config).parameters:
     return ['']
+  if get_config().task != 'pretrain':
+    return list(DATA)
   words = []
   for flags in ('', 'repre'):
     words += [f'{name}4,photos,{flags}' for name in common.VITS]
