@@ -50,7 +50,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   )
   config.optim = common.adamw(base_lr=2e-4, decay=0.1, warmup_epochs=40.0)
   if words.lars:
-    config.optim = common.lars(base_lr=0.3, decay=1e-4, warmup_epochs=10.0)
+    config.optim = common.lars(
+      base_lr=0.3, decay=1e-4, warmup_epochs=10.0, classic=True
+    )
   if words.data in ('cifar10', 'photos'):
     common.gentle(config)
     config.method.hidden, config.method.out = 1024, 128
