@@ -64,9 +64,8 @@ def adamw(**fields) -> dict:
 
 def lars(**fields) -> dict:
   """LARS as in MoCo v3's and BYOL's code; biases and scales do not adapt."""
-  return optim(
-    'lars', **dict(momentum=0.9, trust=1e-3, exclude_vectors=True) | fields
-  )
+  ours = dict(momentum=0.9, trust=1e-3, classic=False, exclude_vectors=True)
+  return optim('lars', **ours | fields)
 
 
 def sgd(**fields) -> dict:

@@ -50,6 +50,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   )
   config.optim = optim.adamw(base_lr=2e-4, decay=0.1, warmup_epochs=40.0)
   if words.lars:
-    config.optim = optim.lars(base_lr=0.3, decay=1e-4, warmup_epochs=10.0)
+    config.optim = optim.lars(
+      base_lr=0.3, decay=1e-4, warmup_epochs=10.0, classic=True
+    )
   config.method.update(common.small(config, words.data))
   return config

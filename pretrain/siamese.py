@@ -174,19 +174,21 @@ class Siamese:
 
     Args:
       loss: the contrast.
-      students: the student's Features by view, in order.
-      images: the views.
+      students: the student's Features of the first views, in order; not of
+        those that only the teacher sees.
+      images: the same views.
       step: of training.
       metrics: more scalars.
       **fields: of Aux: `means`, `examples`.
     """
+    views = self.views[: len(students)]
     scalars = dict(loss_contrast=loss, **(metrics or {}))
     if self.momentum is not None:
       scalars['momentum'] = self.momentum(step)
     return Aux(
       metrics=scalars | collapse.monitor(students[0].pooled),
-      features=dict(zip(self.views, students, strict=True)),
-      images=dict(zip(self.views, images, strict=True)),
+      features=dict(zip(views, students, strict=True)),
+      images=dict(zip(views, images, strict=True)),
       **fields,
     )
 

@@ -114,16 +114,20 @@ def _sgd(rule: Rule, *, momentum=0.9, nesterov=False):
   )
 
 
-def _lars(rule: Rule, *, momentum=0.9, trust=1e-3):
-  """You et al. (2017) as in MoCo v3 and MAE: the rate outside the velocity."""
+def _lars(rule: Rule, *, momentum=0.9, trust=1e-3, classic=False):
+  """You et al. (2017) as in BYOL, MoCo v3 and MAE: rate outside the velocity.
+
+  With `classic` it is inside, as in that paper and in SimCLR: a step's share
+  keeps the rate that it came in with.
+  """
   ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
   if rule.copies:
     ratio = _for_each_copy(ratio)
+  velocity = [optax.trace(momentum), _scale_by_rate(rule.lr)]
   return optax.chain(
     _add_decay(rule.decay),
     ratio if rule.adaptive else optax.identity(),
-    optax.trace(momentum),
-    _scale_by_rate(rule.lr),
+    *(reversed(velocity) if classic else velocity),
   )
 
 
