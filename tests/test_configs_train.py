@@ -14,30 +14,22 @@ import main
 from configs import common
 
 STEPS, SIZE, LOCAL = 2, 16, 8
-NAMES = ('simclr', 'byol', 'simsiam', 'moco_v2', 'moco_v3', 'moby', 'dino')
 SMALL = dict(hidden=32, out=16, bottleneck=8, queue=64)
 ENCODERS = dict(
   vit_mini4=dict(width=16, depth=2, num_heads=2),
   swin_mini=dict(width=8, depths=(1, 1), num_heads=(1, 2), window=2),
 )
-# Every file with both kinds of encoder, every word somewhere.
+# Every file once, every kind of word somewhere: compiling takes half a minute
+# each. All words are built in test_main.py, both encoders take steps with every
+# method in tests/pretrain/test_methods.py.
 CASES = [
   ('simclr', 'vit_mini4,lars'),
-  ('simclr', 'swin_mini,repre'),
-  ('byol', 'vit_mini4,repre'),
-  ('byol', 'swin_mini,lars'),
+  ('byol', 'swin_mini,repre'),
   ('simsiam', 'vit_mini4'),
-  ('simsiam', 'swin_mini,repre'),
-  ('moco_v2', 'vit_mini4'),
-  ('moco_v2', 'swin_mini,repre'),
-  ('moco_v3', 'vit_mini4,repre'),
-  ('moco_v3', 'swin_mini'),
+  ('moco_v2', 'swin_mini'),
+  ('moco_v3', 'swin_mini,repre'),
   ('moby', 'vit_mini4,repre'),
-  ('moby', 'swin_mini'),
-  ('dino', 'vit_mini4,crops0'),
-  ('dino', 'swin_mini,crops6'),
-  ('dino', 'swin_mini,crops8,repre'),
-  ('dino', 'vit_mini4,crops10'),
+  ('dino', 'vit_mini4,crops6,repre'),
 ]
 
 
@@ -102,6 +94,10 @@ def test_quickstart(tmp_path):
 
 
 def test_nothing_that_trains_is_left_out():
-  files = (tiny_run.ROOT / 'configs').glob('[a-z]*.py')
-  shared = {'common', 'data', 'views'}
-  assert {f.stem for f in files} - shared == {*NAMES, 'quickstart'}
+  trains = set()
+  for file in (tiny_run.ROOT / 'configs').glob('[a-z]*.py'):
+    module = importlib.import_module(f'configs.{file.stem}')
+    get_config = vars(module).get('get_config')
+    if get_config is not None and get_config().task == 'pretrain':
+      trains.add(file.stem)
+  assert trains == {*dict(CASES), 'quickstart'}

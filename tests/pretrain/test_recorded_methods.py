@@ -21,12 +21,11 @@ import pytest
 from official_names import below
 from recorded_steps import Record, follow
 
-from configs import byol, common, dino, moby, moco_v2, simclr, simsiam
+from configs import byol, dino, moby, moco_v2, simclr, simsiam
+from configs import optim as optims
 from pretrain.methods import from_config
 
-SGD = common.optim(
-  'sgd', base_lr=0.03, decay=1e-4, warmup_epochs=0.0, momentum=0.9
-)
+SGD = optims.sgd(base_lr=0.03, decay=1e-4)
 # The config, its words, and what the run changes in it.
 CASES = dict(
   dino=(dino, '', {}),
