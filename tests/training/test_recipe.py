@@ -50,7 +50,9 @@ def test_the_end_may_be_per_images_too():
 
 
 def test_an_unknown_schedule_is_told():
-  with pytest.raises(ValueError, match="'linear'; known: cosine, dino, moby"):
+  with pytest.raises(
+    ValueError, match="'linear'; known: cosine, epochs, dino, moby"
+  ):
     recipe(schedule='linear')
 
 
