@@ -10,7 +10,6 @@ from etils import epath
 
 from input_pipeline import feed
 from input_pipeline.source import Source
-from input_pipeline.views import View
 from training import distributed, loop, sharding
 from training.metrics import write_json
 from training.recipe import make_recipe
@@ -63,7 +62,7 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
     )
     how = f'{job.train.name}: {len(job.train):,} images, features in memory'
   else:
-    data, how = _feed(job)
+    data, how = job.feed(VIEW)
   total = loop.count_steps(config, data.steps_per_epoch)
   method = LinearProbes(**fields, schedule=_schedule(config, data, total))
   if config.probe.cached:
@@ -122,21 +121,6 @@ def _schedule(config: Any, data: Any, total: int):
     total=total,
   )
   return recipe.lr
-
-
-def _feed(job: Job) -> tuple[Any, str]:
-  config = job.config
-  size = config.data.image_size
-  view = View(**{'size': size, **config.views[VIEW]})
-  return feed.make_feed(
-    config.data,
-    job.train,
-    {VIEW: view},
-    batch_size=config.batch_size,
-    seed=config.seed,
-    shardings=(sharding.over_batch(job.mesh), sharding.replicated(job.mesh)),
-    agree=lambda choice: distributed.on_lead(lambda: choice),
-  )
 
 
 def _cache(
