@@ -46,6 +46,9 @@ from training.checkpoint import Checkpoints
 from training.step import Run
 from training.warm_start import load_params
 from transfer.check_data import check_data
+from transfer.embed import embed
+from transfer.fewshot import fewshot
+from transfer.knn_job import knn
 from transfer.online_knn import online_knn, scores_line
 
 FIGURE_ROWS = 8
@@ -141,6 +144,9 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
 TASKS: Mapping[str, Callable[[Any, str], Any]] = {
   'pretrain': pretrain,
   'check_data': check_data,
+  'knn': knn,
+  'fewshot': fewshot,
+  'embed': embed,
 }
 
 
