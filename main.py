@@ -50,7 +50,11 @@ from training.step import Run
 from training.warm_start import load_params
 from transfer.accuracy import Accuracy, classify
 from transfer.check_data import check_data
+from transfer.embed import embed
 from transfer.extract import Extractor
+from transfer.fewshot import fewshot
+from transfer.finetune import finetune
+from transfer.knn_job import knn
 from transfer.online_knn import online_knn, scores_line
 from transfer.probe_job import linear_probe
 
@@ -144,6 +148,10 @@ TASKS: Mapping[str, Callable[[Any, str], Any]] = {
   'pretrain': pretrain,
   'check_data': check_data,
   'linear_probe': linear_probe,
+  'finetune': finetune,
+  'knn': knn,
+  'fewshot': fewshot,
+  'embed': embed,
 }
 
 

@@ -37,6 +37,7 @@ LAZY = {
   ),
   'torch': ('interop/',),
   'safetensors': ('interop/',),
+  'pyarrow': ('transfer/embed_files.py',),
 }
 MAX_FILE, MAX_FUNCTION = 320, 85
 
