@@ -8,7 +8,6 @@ is an error, told in one line above its traceback.
 """
 
 import contextlib
-import difflib
 import functools
 import json
 import os
@@ -24,7 +23,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from input_pipeline import feed, mode
+from input_pipeline import feed
 from input_pipeline.eval_batches import eval_batches
 from input_pipeline.photos import whole_photos
 from input_pipeline.resident import Resident
@@ -45,6 +44,7 @@ from training import (
   storage,
 )
 from training.checkpoint import Checkpoints
+from training.fields import check_fields
 from training.protocols import Evaluator, Method
 from training.step import Run
 from training.warm_start import load_params
@@ -239,43 +239,6 @@ def tell(summary: Mapping[str, float], workdir: epath.Path) -> None:
   )
 
 
-def check_config(config: Any) -> None:
-  """Numbers and words that would otherwise fail late.
-
-  Raises:
-    ValueError: names the field.
-  """
-  numbers = {
-    'keep_checkpoints': config.keep_checkpoints,
-    'nonfinite_limit': config.nonfinite_limit,
-    'knn.k': config.knn.k,
-    'knn.batch_size': config.knn.batch_size,
-    'knn.bank_images': config.knn.bank_images,
-    'data.image_size': config.data.image_size,
-    'data.resident_size': config.data.resident_size,
-    'data.channels': config.data.channels,
-    'data.workers': config.data.workers,
-  }
-  for name, value in numbers.items():
-    if value is not None and value < 1:
-      raise ValueError(f'config.{name}={value} must be at least 1')
-  if not 0 <= (share := config.data.max_unreadable) <= 1:
-    raise ValueError(f'config.data.max_unreadable={share} must be within 0..1')
-  words = {
-    'task': (config.task, TASKS),
-    'resume': (config.resume, ('auto', 'force')),
-    'data.mode': (config.data.mode, mode.MODES),
-    'knn.which': (config.knn.which, ('student', 'teacher')),
-  }
-  for name, (value, known) in words.items():
-    if value not in known:
-      near = difflib.get_close_matches(value, known, n=1, cutoff=0)[0]
-      raise ValueError(
-        f'unknown config.{name} {value!r}; did you mean {near!r}? Known: '
-        f'{", ".join(known)}'
-      )
-
-
 def main(argv: list[str]) -> None:
   """Runs the task that the config names."""
   if len(argv) > 1:
@@ -283,7 +246,7 @@ def main(argv: list[str]) -> None:
   config = CONFIG.value
   if config is None or not WORKDIR.value:
     raise ValueError('give both --config=FILE.py:words and --workdir=FOLDER')
-  check_config(config)
+  check_fields(config, TASKS)
   with signals.listening(begun=False):
     storage.prefer_fsspec()
     cluster.initialize()

@@ -12,6 +12,7 @@ import tiny_run
 
 import main
 from configs import common
+from training.fields import check_fields
 
 STEPS, SIZE, LOCAL = 2, 16, 8
 SMALL = dict(hidden=32, out=16, bottleneck=8, queue=64)
@@ -60,7 +61,7 @@ def small(name, words, **method):
 
 def trained(config, workdir):
   """The summary, after a look at what the run left behind."""
-  main.check_config(config)
+  check_fields(config, main.TASKS)
   summary = main.pretrain(config.lock(), str(workdir))
   assert summary['steps'] == STEPS
   assert tiny_run.saved_steps(workdir) == [STEPS]

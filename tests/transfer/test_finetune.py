@@ -108,8 +108,10 @@ class TestClassifier:
 
     (a, ga), (b, gb) = loss(whole), loss(parts)
     np.testing.assert_allclose(a, b, rtol=1e-6)
+    # The gradients of key biases are 0 but for rounding.
+    most = max(float(np.abs(y).max()) for y in jax.tree.leaves(gb))
     for x, y in zip(jax.tree.leaves(ga), jax.tree.leaves(gb), strict=True):
-      np.testing.assert_allclose(x, y, atol=1e-6)
+      np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * most)
 
 
 def test_views_are_augmented_in_order(batch):
