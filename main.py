@@ -34,6 +34,7 @@ from pretrain import collapse
 from pretrain.figures import in_windows
 from pretrain.methods import from_config
 from pretrain.online_probe import OnlineProbe
+from pretrain.run_figures import run_figures
 from training import (
   cluster,
   distributed,
@@ -57,6 +58,7 @@ from transfer.finetune import finetune
 from transfer.knn_job import knn
 from transfer.online_knn import online_knn, scores_line
 from transfer.probe_job import linear_probe
+from transfer.visualize import visualize
 
 FIGURE_ROWS = 8
 CONFIG = config_flags.DEFINE_config_file(
@@ -152,6 +154,7 @@ TASKS: Mapping[str, Callable[[Any, str], Any]] = {
   'knn': knn,
   'fewshot': fewshot,
   'embed': embed,
+  'visualize': functools.partial(visualize, figures_of=run_figures),
 }
 
 

@@ -215,6 +215,25 @@ class Swin(nn.Module):
       x, weights[i] = block(x, branches)
     return rearrange(x, 'b (h w) d -> b h w d', h=grid[0], w=grid[1])
 
+  def windows_of(self, block: int, size: tuple[int, int]) -> Windows:
+    """How a block cuts its map: where its attention weights belong.
+
+    Args:
+      block: counted over all stages, 0-based; negative from the end.
+      size: (height, width) of the images.
+    """
+    block = layers.resolve(block, self.depth, 'block')
+    grid = tuple(side // self.patch_size for side in size)
+    native = self.native_size or size
+    native = tuple(-(-side // self.patch_size) for side in native)
+    for depth in self.depths:
+      if block < depth:
+        return self._windows(grid, native, shifted=block % 2 == 1)
+      block -= depth
+      grid = tuple(-(-side // 2) for side in grid)
+      native = tuple(-(-side // 2) for side in native)
+    raise AssertionError('resolve() lets no other block through')
+
   def _windows(self, grid, native, shifted: bool) -> Windows:
     half = self.window // 2 if shifted else 0
     return Windows(

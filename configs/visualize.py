@@ -1,0 +1,61 @@
+r"""Pictures of a trained encoder, and curves of runs.
+
+  python main.py --config=configs/visualize.py:photos \
+    --config.checkpoint=runs/quickstart --workdir=runs/pictures
+  python main.py --config=configs/visualize.py:cifar10 \
+    --config.data.data_dir=$HOME/tensorflow_datasets \
+    --config.checkpoint=runs/repre --config.compare=runs/moco_v3 \
+    --config.pictures=attention,tsne --workdir=runs/fig4
+  python main.py --config=configs/visualize.py \
+    --config.runs=runs/repre,runs/moco_v3 --workdir=runs/curves
+
+Words: data (photos, cifar10, folder, arrays). The encoder is that of the run.
+
+Two runs side by side (`compare`) are RePre's Fig. 4: attention of the last
+layer, and t-SNE of 20 random classes. The paper states neither how heads are
+put together (here: their mean) nor the numbers of t-SNE (here: see
+`transfer/projections.py`). With `runs` alone no checkpoint is read.
+
+The PNGs are in images/ and in TensorBoard, the numbers behind them in
+figures.json and figures.npz.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """Every picture, of test images where there are some."""
+  words = common.parse(arg, encoder='', data='arrays')
+  if words.encoder:
+    raise ValueError(
+      f'configs/visualize.py: leave out {words.encoder!r}, the encoder is that '
+      'of the run in config.checkpoint'
+    )
+  return common.downstream(
+    'visualize',
+    words.data,
+    batch_size=32,
+    pictures=(
+      'attention',
+      'tsne',
+      'pca',
+      'reconstruction',
+      'depth',
+      'neighbours',
+      'curves',
+    ),
+    compare=config_dict.placeholder(str),  # a second run
+    runs=(),  # workdirs whose curves are drawn together
+    images=8,  # rows of the sheets
+    blocks=(-1,),  # whose attention is drawn
+    heads=6,  # at most so many maps of single heads
+    mass=0.6,  # share of the attention that the marked patches hold
+    points=1000,  # images of t-SNE and PCA
+    classes=20,  # at most so many, drawn at random with config.seed
+    depth_images=256,  # that NMI and attention distance are means over
+    neighbours=8,
+    bank_images=5000,  # training images that neighbours are looked for in
+  )

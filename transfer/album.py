@@ -1,0 +1,91 @@
+"""Where pictures go: images/, TensorBoard, and the numbers behind them."""
+
+import io
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from training import distributed, storage
+from training.metrics import write_json
+from training.tensorboard import Events
+from transfer.drawing import Picture
+
+Draw = Callable[[], list[Picture]]
+
+
+class LeftOutError(ValueError):
+  """Why a picture cannot be made of this run or of these data."""
+
+
+class Album:
+  """Collects pictures in a workdir.
+
+  Drawn by process 0 alone; what goes wrong there goes wrong everywhere.
+
+  Args:
+    workdir: gets `images/NAME.png`, figures.json, figures.npz and pictures in
+      TensorBoard.
+    step: of the run, for TensorBoard.
+  """
+
+  def __init__(self, workdir: epath.Path, *, step: int):
+    self._workdir, self._step = workdir, step
+    self._lead = jax.process_index() == 0
+    self._events = Events(workdir, start=step) if self._lead else None
+    self._plain, self._arrays = {}, {}
+    self._names, self._left_out = [], {}
+
+  def add(self, word: str, prepare: Callable[[], Draw]) -> None:
+    """Draws one kind of picture, or says in one line why it is left out.
+
+    Args:
+      word: what `config.pictures` calls it.
+      prepare: computes what is needed, on all processes; what it returns
+        draws, on process 0.
+    """
+    try:
+      draw = prepare()
+      self._names += distributed.on_lead(lambda: self._keep(draw()))
+    except LeftOutError as reason:
+      self.leave_out(word, str(reason))
+
+  def leave_out(self, word: str, reason: str) -> None:
+    """Remembers and tells what is missing."""
+    self._left_out[word] = reason
+    if self._lead:
+      print(f'left out {word}: {reason}', file=sys.stderr)
+
+  def _keep(self, pictures: list[Picture]) -> list[str]:
+    folder = self._workdir / 'images'
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+      path = folder / f'{picture.name}.png'
+      storage.write_whole(path, picture.png)
+      self._events.image(self._step, picture.name, picture.png)
+      print(f'picture: {path}', file=sys.stderr)
+      for name, value in picture.numbers.items():
+        if isinstance(value, np.ndarray):
+          self._arrays[f'{picture.name}/{name}'] = value
+        else:
+          self._plain.setdefault(picture.name, {})[name] = value
+    return [picture.name for picture in pictures]
+
+  def close(self) -> dict[str, Any]:
+    """Writes the numbers.
+
+    Returns:
+      {'pictures': names, 'left_out': {word: reason}}.
+    """
+    distributed.on_lead(self._write)
+    return dict(pictures=list(self._names), left_out=dict(self._left_out))
+
+  def _write(self) -> None:
+    self._events.close()
+    write_json(self._workdir / 'figures.json', self._plain)
+    out = io.BytesIO()
+    np.savez_compressed(out, **self._arrays)
+    storage.write_whole(self._workdir / 'figures.npz', out.getvalue())
