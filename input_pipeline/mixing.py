@@ -50,8 +50,7 @@ def mix(
       groups of even size.
   """
   _check(len(images), mixup, cutmix, switch, probability, smoothing, groups)
-  targets = jax.nn.one_hot(labels, classes) * (1 - smoothing)
-  targets += smoothing / classes
+  targets = soft_labels(labels, classes, smoothing)
   if mixup == 0 and cutmix == 0:
     return images, targets
   size = images.shape[1:3]
@@ -69,6 +68,20 @@ def mix(
   targets = _mix_with_reversed(targets, ratios[:, None, None], groups)
   masks = masks[:, None, :, :, None].astype(images.dtype)
   return _mix_with_reversed(images, masks, groups), targets
+
+
+def soft_labels(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
+  """One-hot rows, of which a share is spread over all classes (timm).
+
+  Args:
+    labels: int [b].
+    classes: number of classes c.
+    smoothing: ε: 1 − ε + ε/c on the label, ε/c elsewhere.
+
+  Returns:
+    float32 [b, c].
+  """
+  return jax.nn.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
 
 
 def draw_mask(

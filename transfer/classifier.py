@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.mixing import soft_labels
 from models import layers
 from models.features import Features
 from training.chunking import in_chunks
@@ -16,7 +17,7 @@ from training.rng import drop_path_noise, named_key
 from training.state import Aux, Figure
 from training.warm_start import given
 from transfer.layer_decay import layer_rules
-from transfer.linear_probe import VIEW, soft_labels
+from transfer.linear_probe import VIEW
 
 POOLS = ('auto', 'fc_norm')
 # (images, labels or soft labels, key) -> (images, soft labels [b, classes])

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.mixing import soft_labels
 from models.features import Features
 from training.chunking import in_chunks
 from training.optim import NEVER, Clip, Rule, Rules
@@ -232,17 +233,3 @@ def _logits(probe: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
     'bd,rdc->rbc', x, probe['kernel'], precision=jax.lax.Precision.HIGHEST
   )
   return logits + probe['bias'][:, None]
-
-
-def soft_labels(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
-  """One-hot rows, of which a share is spread over all classes (timm).
-
-  Args:
-    labels: int [b].
-    classes: number of classes c.
-    smoothing: ε: 1 − ε + ε/c on the label, ε/c elsewhere.
-
-  Returns:
-    float32 [b, c].
-  """
-  return jax.nn.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
