@@ -8,7 +8,6 @@ is an error, told in one line above its traceback.
 """
 
 import contextlib
-import difflib
 import functools
 import json
 import os
@@ -21,9 +20,10 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from input_pipeline import feed, mode
+from input_pipeline import feed
 from input_pipeline.eval_batches import eval_batches
 from input_pipeline.photos import whole_photos
 from input_pipeline.resident import Resident
@@ -33,6 +33,7 @@ from input_pipeline.views import View
 from pretrain import collapse
 from pretrain.figures import in_windows
 from pretrain.methods import from_config
+from pretrain.online_probe import OnlineProbe
 from pretrain.run_figures import run_figures
 from training import (
   cluster,
@@ -44,10 +45,19 @@ from training import (
   storage,
 )
 from training.checkpoint import Checkpoints
+from training.fields import check_fields
+from training.protocols import Evaluator, Method
 from training.step import Run
 from training.warm_start import load_params
+from transfer.accuracy import Accuracy, classify
 from transfer.check_data import check_data
+from transfer.embed import embed
+from transfer.extract import Extractor
+from transfer.fewshot import fewshot
+from transfer.finetune import finetune
+from transfer.knn_job import knn
 from transfer.online_knn import online_knn, scores_line
+from transfer.probe_job import linear_probe
 from transfer.visualize import visualize
 
 FIGURE_ROWS = 8
@@ -99,6 +109,10 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     steps_per_epoch=data.steps_per_epoch,
     total=total,
   )
+  if config.online_probe_lr:
+    method = OnlineProbe(
+      base=method, classes=_classes(train), lr=config.online_probe_lr
+    )
   # A run that continues no longer needs what it began with.
   started = Checkpoints(workdir).steps()
   initial = None if started or not config.init_from else config.init_from
@@ -108,6 +122,7 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     method=method,
     data=data,
     initial=initial and load_params(initial),
+    what=initial,
   )
   shown = figure_images(config.data, train if test is None else test, channels)
   shown = jax.device_put(shown, sharding.replicated(mesh))
@@ -118,17 +133,8 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
       run,
       workdir,
       total=total,
-      evaluators=online_knn(
-        config.knn,
-        method,
-        bank=train,
-        queries=test,
-        mesh=mesh,
-        size=size,
-        channels=channels,
-        untrained=not config.init_from,
-        crop=config.data.eval_crop,
-        resample=config.data.eval_resample,
+      evaluators=evaluators(
+        config, method, train, test, mesh=mesh, channels=channels
       ),
       figures=in_windows(method.figures, (size, size)),
       figure_batch=dict.fromkeys(views, shown),
@@ -143,8 +149,56 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
 TASKS: Mapping[str, Callable[[Any, str], Any]] = {
   'pretrain': pretrain,
   'check_data': check_data,
+  'linear_probe': linear_probe,
+  'finetune': finetune,
+  'knn': knn,
+  'fewshot': fewshot,
+  'embed': embed,
   'visualize': functools.partial(visualize, figures_of=run_figures),
 }
+
+
+def evaluators(
+  config: Any,
+  method: Method,
+  train: Source,
+  test: Source | None,
+  *,
+  mesh: Mesh,
+  channels: int,
+) -> list[Evaluator]:
+  """What is measured while pre-training: k-NN, and an online probe if asked."""
+  images = dict(
+    size=config.data.image_size,
+    channels=channels,
+    crop=config.data.eval_crop,
+    resample=config.data.eval_resample,
+  )
+  found: list[Evaluator] = [
+    *online_knn(
+      config.knn,
+      method,
+      bank=train,
+      queries=test,
+      mesh=mesh,
+      untrained=not config.init_from,
+      **images,
+    )
+  ]
+  if config.online_probe_lr and test is not None and test.labels is not None:
+    extractor = Extractor(
+      classify(method), mesh=mesh, batch_size=config.knn.batch_size, **images
+    )
+    found.append(Accuracy(extractor, test, prefix='probe_'))
+  return found
+
+
+def _classes(source: Source) -> int:
+  if source.labels is None:
+    raise ValueError(
+      f'config.online_probe_lr needs labels, and {source.name} has none'
+    )
+  return len(source.classes)
 
 
 def warnings(unreadable: Unreadable, scalars: Mapping[str, float]) -> list[str]:
@@ -188,43 +242,6 @@ def tell(summary: Mapping[str, float], workdir: epath.Path) -> None:
   )
 
 
-def check_config(config: Any) -> None:
-  """Numbers and words that would otherwise fail late.
-
-  Raises:
-    ValueError: names the field.
-  """
-  numbers = {
-    'keep_checkpoints': config.keep_checkpoints,
-    'nonfinite_limit': config.nonfinite_limit,
-    'knn.k': config.knn.k,
-    'knn.batch_size': config.knn.batch_size,
-    'knn.bank_images': config.knn.bank_images,
-    'data.image_size': config.data.image_size,
-    'data.resident_size': config.data.resident_size,
-    'data.channels': config.data.channels,
-    'data.workers': config.data.workers,
-  }
-  for name, value in numbers.items():
-    if value is not None and value < 1:
-      raise ValueError(f'config.{name}={value} must be at least 1')
-  if not 0 <= (share := config.data.max_unreadable) <= 1:
-    raise ValueError(f'config.data.max_unreadable={share} must be within 0..1')
-  words = {
-    'task': (config.task, TASKS),
-    'resume': (config.resume, ('auto', 'force')),
-    'data.mode': (config.data.mode, mode.MODES),
-    'knn.which': (config.knn.which, ('student', 'teacher')),
-  }
-  for name, (value, known) in words.items():
-    if value not in known:
-      near = difflib.get_close_matches(value, known, n=1, cutoff=0)[0]
-      raise ValueError(
-        f'unknown config.{name} {value!r}; did you mean {near!r}? Known: '
-        f'{", ".join(known)}'
-      )
-
-
 def main(argv: list[str]) -> None:
   """Runs the task that the config names."""
   if len(argv) > 1:
@@ -232,7 +249,7 @@ def main(argv: list[str]) -> None:
   config = CONFIG.value
   if config is None or not WORKDIR.value:
     raise ValueError('give both --config=FILE.py:words and --workdir=FOLDER')
-  check_config(config)
+  check_fields(config, TASKS)
   with signals.listening(begun=False):
     storage.prefer_fsspec()
     cluster.initialize()

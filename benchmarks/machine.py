@@ -1,13 +1,15 @@
 """What a figure was measured on: devices and peaks, versions, other load."""
 
 import importlib.metadata
+import json
 import os
+import pathlib
 import platform
 import re
 import resource
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -154,6 +156,22 @@ def table(rows: list[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
   lines = [list(columns.values()), ['---'] * len(columns)]
   lines += [[cell(row.get(field)) for field in columns] for row in rows]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def write(path: str | None, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Adds JSON lines to a file."""
+  if path:
+    with pathlib.Path(path).open('a') as file:
+      file.writelines(json.dumps(row) + '\n' for row in rows)
+
+
+def describe(row: Mapping[str, Any]) -> str:
+  """What all rows of a table share, in one line."""
+  versions = ', '.join(f'{k} {v}' for k, v in row['versions'].items())
+  return (
+    f'{row["devices"]} x {row["platform"]} ({row["device_kind"]}, '
+    f'{row["cores"]} cores); {versions}; commit {row["commit"]}'
+  )
 
 
 def _cpu_name() -> str:

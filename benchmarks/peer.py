@@ -20,7 +20,7 @@ from typing import Any
 
 import ml_collections
 
-from benchmarks import machine
+from benchmarks import machine, timing
 from configs import moco_v3
 
 # Sizes by the name that the script knows. Six heads as timm's ViT-S has.
@@ -180,10 +180,7 @@ def compare(
 
 def main(arch: str, dtype: str, steps: str) -> None:
   """Our side of one round; prints what the script of a peer prints."""
-  # Imported here: `benchmarks.step` imports this module.
-  from benchmarks import step
-
-  row = step.measure(config(arch, dtype), given='views', steps=int(steps))[0]
+  row = timing.measure(config(arch, dtype), given='views', steps=int(steps))[0]
   print(
     json.dumps(
       dict(

@@ -9,8 +9,10 @@ calling this again continues where it stopped, adds seeds or rows, and repeats
 nothing; runs that tables share are made once. `table.md` and `table.json` are
 written after every run: accuracy (mean and standard deviation over seeds), the
 gain over the base with the same seed, seconds per step and their ratio, beside
-the paper's numbers. A preset stands for data, encoders and length; what it
-changes is in `benchmarks/paper_tables.py` and in the configs.
+the paper's numbers. The accuracy is that of the runs' own k-NN or, with
+`--probe=linear`, the best of a sweep of linear probes after each run. A preset
+stands for data, encoders and length; what it changes is in
+`benchmarks/paper_tables.py` and in the configs.
 """
 
 import json
@@ -42,8 +44,8 @@ DATA_DIR = flags.DEFINE_string(
 SET = flags.DEFINE_multi_string(
   'set', [], 'field=value of the config, for every run.', **OWN
 )
-METRIC = flags.DEFINE_string(
-  'metric', 'knn_top1', 'What is tabulated, of summary.json.', **OWN
+PROBE = flags.DEFINE_enum(
+  'probe', 'knn', ['knn', 'linear'], 'What is tabulated.', **OWN
 )
 LIST = flags.DEFINE_bool('list', False, 'Tell the runs and end.', **OWN)
 OUT = flags.DEFINE_string('out', 'runs/table', 'Folder of all runs.', **OWN)
@@ -150,7 +152,8 @@ class Table:
     seeds: runs of each variant.
     out: folder of all runs.
     extra: 'field=value' of the config, for every run.
-    metric: what is tabulated.
+    probe: 'knn', measured by the run itself, or 'linear', a sweep of linear
+      probes after it.
   """
 
   def __init__(
@@ -161,13 +164,15 @@ class Table:
     seeds: int,
     out: pathlib.Path,
     extra: Sequence[str] = (),
-    metric: str = 'knn_top1',
+    probe: str = 'knn',
   ):
-    self._out, self._preset, self._metric = out, preset, metric
+    self._out, self._preset = out, preset
+    self._metric = f'{probe}_top1'
     self._runs = Runs(out)
     self._cells = {
       (row, variant): [
-        job(row, variant, s, preset, extra) for s in range(seeds)
+        job(row, variant, s, preset, extra, probed=probe == 'linear')
+        for s in range(seeds)
       ]
       for row in rows
       for variant in row.variants
@@ -271,7 +276,7 @@ def main(argv: Sequence[str]) -> int:
     seeds=SEEDS.value,
     out=out,
     extra=extra,
-    metric=METRIC.value,
+    probe=PROBE.value,
   )
   if LIST.value:
     for task in table.jobs:

@@ -25,14 +25,23 @@ class Job:
   Attributes:
     name: its folder below `--out`; equal for equal runs.
     options: of `main.py`, but for the workdir.
+    probe: options of the linear probe that follows, but for checkpoint and
+      workdir; empty for none.
   """
 
   name: str
   options: tuple[str, ...]
+  probe: tuple[str, ...] = ()
 
 
 def job(
-  row: Row, variant: str, seed: int, preset: Preset, extra: Sequence[str] = ()
+  row: Row,
+  variant: str,
+  seed: int,
+  preset: Preset,
+  extra: Sequence[str] = (),
+  *,
+  probed: bool = False,
 ) -> Job:
   """The run of one variant of a row.
 
@@ -42,6 +51,7 @@ def job(
     seed: of the run.
     preset: where it runs.
     extra: 'field=value' of the config.
+    probed: a linear probe follows: a sweep on features that are computed once.
 
   Returns:
     The run; rows that differ in nothing but their table give equal ones.
@@ -61,6 +71,15 @@ def job(
       f'--config={config}',
       *(f'--config.{one}' for one in (*given, *extra)),
     ),
+    probe=_probe(preset, seed, extra) if probed else (),
+  )
+
+
+def _probe(preset: Preset, seed: int, extra: Sequence[str]) -> tuple[str, ...]:
+  data = [one for one in extra if one.startswith('data.')]
+  return (
+    f'--config=configs/linear_probe.py:{preset.data},sweep,cached',
+    *(f'--config.{one}' for one in (f'seed={seed}', *data)),
   )
 
 
@@ -79,7 +98,9 @@ class Runs:
     return self._folder / f'{task.name}{ending}'
 
   def finished(self, task: Job) -> dict[str, Any] | None:
-    """The summary of a run and its `batch_size`; None while it has none.
+    """The summary of a run, its `batch_size` and what its probe found.
+
+    None while there is something to do.
 
     Raises:
       ValueError: the run was made with other options.
@@ -97,10 +118,16 @@ class Runs:
       return None
     config = json.loads(summary.with_name('config.json').read_text())
     found = json.loads(summary.read_text())
-    return found | dict(batch_size=config['batch_size'])
+    found['batch_size'] = config['batch_size']
+    if task.probe:
+      probe = self._beside(task, '-probe') / 'summary.json'
+      if not probe.exists():
+        return None
+      found['linear_top1'] = json.loads(probe.read_text())['top1']
+    return found
 
   def execute(self, task: Job, watch: Callable[[str], None]) -> int:
-    """Runs `main.py` to its end, or on from where it was stopped.
+    """Runs what is missing, to its end or on from where it was stopped.
 
     Args:
       task: the run.
@@ -112,12 +139,22 @@ class Runs:
     Raises:
       KeyboardInterrupt: of this process; the run has saved by then.
     """
-    log = self._beside(task, '.log')
-    log.parent.mkdir(parents=True, exist_ok=True)
     options = self._beside(task, '.options.json')
+    options.parent.mkdir(parents=True, exist_ok=True)
     options.write_text(json.dumps(task.options, indent=2) + '\n')
-    command = [sys.executable, 'main.py', *task.options]
-    command.append(f'--workdir={(self._folder / task.name).resolve()}')
+    workdir = (self._folder / task.name).resolve()
+    code = 0
+    if not (workdir / 'summary.json').exists():
+      code = self._call(task, task.options, workdir, watch)
+    if task.probe and not code:
+      probe = (*task.probe, f'--config.checkpoint={workdir}')
+      beside = workdir.with_name(f'{workdir.name}-probe')
+      code = self._call(task, probe, beside, watch)
+    return code
+
+  def _call(self, task, options, workdir, watch) -> int:
+    log = self._beside(task, '.log')
+    command = [sys.executable, 'main.py', *options, f'--workdir={workdir}']
     with log.open('a') as file:
       # A session of its own: a second signal would make it leave unsaved.
       child = subprocess.Popen(

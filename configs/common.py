@@ -56,6 +56,7 @@ def base() -> ml_collections.ConfigDict:
       nonfinite_limit=20,  # so many bad steps in a row stop the run
       watchdog=600,  # seconds without a step until it says where; 0 never
       hang_limit=0,  # seconds without a step until it exits; 0 never
+      online_probe_lr=0.0,  # above 0: a linear probe learns beside (1e-2)
       knn=dict(
         k=20,
         temperature=0.07,
@@ -76,25 +77,30 @@ def downstream(task: str, data: str, **fields) -> ml_collections.ConfigDict:
     **fields: what to add or change.
 
   Returns:
-    A config without a method; `checkpoint` is to be set.
+    The config; `checkpoint` is to be set.
   """
   config = base()
   config.task = task
   config.which = 'auto'  # or 'student', 'teacher'
   config.data = DATA[data]()
+  config.method, config.optim = dict(name=task), {}
   config.update(fields)
   return config
 
 
 def parse(
-  arg: str | None, *, encoder: str, data: str, flags: tuple[str, ...] = ()
+  arg: str | None,
+  *,
+  data: str,
+  encoder: str | None = None,
+  flags: tuple[str, ...] = (),
 ) -> ml_collections.ConfigDict:
   """Reads the words behind the colon of `--config=FILE:words`.
 
   Args:
     arg: comma-separated words, in any order.
-    encoder: the encoder word when none is given.
     data: the data word when none is given.
+    encoder: the encoder word when none is given; None: there is none to give.
     flags: words that are on or off.
 
   Returns:
@@ -109,15 +115,21 @@ def parse(
       words['data'] = word
     elif word in flags:
       words[word] = True
-    elif word in SWINS or re.fullmatch(rf'({"|".join(VITS)})[1-9]\d*', word):
+    elif encoder and (
+      word in SWINS or re.fullmatch(rf'({"|".join(VITS)})[1-9]\d*', word)
+    ):
       words['encoder'] = word
     else:
-      known = [*DATA, *flags, *(f'{e}16' for e in VITS), *SWINS]
+      encoders = [*(f'{e}16' for e in VITS), *SWINS] if encoder else []
+      known = [*DATA, *flags, *encoders]
       near = difflib.get_close_matches(word, known, n=1, cutoff=0)[0]
+      told = (
+        f'encoders {", ".join(VITS)} followed by the patch size, and '
+        f'{", ".join(SWINS)}; '
+      )
       raise ValueError(
         f'unknown config word {word!r}; did you mean {near!r}? Known: data '
-        f'{", ".join(DATA)}; encoders {", ".join(VITS)} followed by the '
-        f'patch size, and {", ".join(SWINS)}; flags '
+        f'{", ".join(DATA)}; {told if encoder else ""}flags '
         f'{", ".join(flags) or "none"}'
       )
   return ml_collections.ConfigDict(words)
@@ -185,72 +197,6 @@ def repre(word: str, **fields) -> dict:
       weighting_lr=1e-3,
     )
     | fields
-  )
-
-
-def optim(
-  name: str,
-  *,
-  base_lr: float,
-  decay: float,
-  warmup_epochs: float,
-  per: int = 256,
-  schedule: str = 'cosine',
-  warmup_lr: float = 0.0,
-  end_lr: float = 0.0,
-  scale_end_lr: bool = False,
-  end_decay: float | None = None,
-  exclude_vectors: bool = False,
-  clip: float = 0.0,
-  clip_per: str = 'scope',
-  **hyper: float,
-) -> dict:
-  """How the run is optimised; see `pretrain.recipe`.
-
-  Args:
-    name: 'adamw', 'sgd' or 'lars'.
-    base_lr: highest rate per `per` images: the rate is base_lr · batch / per.
-    decay: weight decay.
-    warmup_epochs: length of the warm-up.
-    per: see `base_lr`.
-    schedule: one of `pretrain.recipe.SCHEDULES`.
-    warmup_lr: rate at the beginning of the warm-up, per `per` images.
-    end_lr: rate at the end.
-    scale_end_lr: `end_lr` is per `per` images too.
-    end_decay: decay at the end of a cosine from `decay`; None: constant.
-    exclude_vectors: biases and scales do not decay (LARS: nor adapt).
-    clip: gradients are clipped to this norm; 0: not.
-    clip_per: 'scope', one norm over all parameters, or 'tensor'.
-    **hyper: numbers of the optimiser itself.
-  """
-  placeholder = config_dict.placeholder(float)
-  return dict(
-    name=name,
-    base_lr=base_lr,
-    per=per,
-    decay=decay,
-    end_decay=placeholder if end_decay is None else end_decay,
-    exclude_vectors=exclude_vectors,
-    schedule=schedule,
-    warmup_epochs=warmup_epochs,
-    warmup_lr=warmup_lr,
-    end_lr=end_lr,
-    scale_end_lr=scale_end_lr,
-    clip=clip,
-    clip_per=clip_per,
-    hyper=hyper,
-  )
-
-
-def adamw(**fields) -> dict:
-  """AdamW with PyTorch's numbers; see `optim`."""
-  return optim('adamw', **dict(b1=0.9, b2=0.999, eps=1e-8) | fields)
-
-
-def lars(**fields) -> dict:
-  """LARS as in MoCo v3's and BYOL's code; biases and scales do not adapt."""
-  return optim(
-    'lars', **dict(momentum=0.9, trust=1e-3, exclude_vectors=True) | fields
   )
 
 

@@ -20,7 +20,7 @@ crops; with RePre 76.7 %. Not run here.
 
 import ml_collections
 
-from configs import common, views
+from configs import common, optim, views
 from configs.data import DATA
 
 # Words for other numbers of local crops than the preset's.
@@ -56,7 +56,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     frozen_patch_embed=False,
     repre=common.repre(words.encoder) if words.repre else None,
   )
-  config.optim = common.adamw(
+  config.optim = optim.adamw(
     base_lr=5e-4,
     decay=0.04,
     end_decay=0.4,

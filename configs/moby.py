@@ -15,7 +15,7 @@ DeiT-S 72.8 %, with RePre 73.9 %. Not run here.
 
 import ml_collections
 
-from configs import common, views
+from configs import common, optim, views
 from configs.data import DATA
 
 
@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     frozen_patch_embed=False,
     repre=common.repre(words.encoder) if words.repre else None,
   )
-  config.optim = common.adamw(
+  config.optim = optim.adamw(
     base_lr=1e-3,
     per=512,
     decay=0.05,

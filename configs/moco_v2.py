@@ -18,7 +18,7 @@ width. Published linear top-1 with ViT-S/16, 300 epochs: 71.6 %; with RePre
 
 import ml_collections
 
-from configs import common, views
+from configs import common, optim, views
 from configs.data import DATA
 
 
@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     frozen_patch_embed=True,
     repre=common.repre(words.encoder) if words.repre else None,
   )
-  config.optim = common.adamw(base_lr=1.5e-4, decay=0.1, warmup_epochs=40.0)
+  config.optim = optim.adamw(base_lr=1.5e-4, decay=0.1, warmup_epochs=40.0)
   if head := common.small(config, words.data):
     # A queue of 65536 would hold every image of so small a set.
     queue = 8192 if words.data == 'cifar10' else 1024

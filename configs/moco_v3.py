@@ -16,7 +16,7 @@ Not run here.
 
 import ml_collections
 
-from configs import common, views
+from configs import common, optim, views
 from configs.data import DATA
 
 
@@ -38,7 +38,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     frozen_patch_embed=True,
     repre=common.repre(words.encoder) if words.repre else None,
   )
-  config.optim = common.adamw(base_lr=1.5e-4, decay=0.1, warmup_epochs=40.0)
+  config.optim = optim.adamw(base_lr=1.5e-4, decay=0.1, warmup_epochs=40.0)
   # Fewer negatives and short runs want smaller heads and a higher rate.
   config.method.update(common.small(config, words.data))
   return config

@@ -19,7 +19,7 @@ linear top-1 with ViT-S/16: 69.0 %; with RePre 69.7 %. Not run here.
 
 import ml_collections
 
-from configs import common, views
+from configs import common, optim, views
 from configs.data import DATA
 
 
@@ -48,8 +48,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     frozen_patch_embed=True,
     repre=common.repre(words.encoder) if words.repre else None,
   )
-  config.optim = common.adamw(base_lr=2e-4, decay=0.1, warmup_epochs=40.0)
+  config.optim = optim.adamw(base_lr=2e-4, decay=0.1, warmup_epochs=40.0)
   if words.lars:
-    config.optim = common.lars(base_lr=0.3, decay=1e-4, warmup_epochs=10.0)
+    config.optim = optim.lars(
+      base_lr=0.3, decay=1e-4, warmup_epochs=10.0, classic=True
+    )
   config.method.update(common.small(config, words.data))
   return config

@@ -16,7 +16,7 @@ constant. Views and heads are the authors'. Not run here.
 
 import ml_collections
 
-from configs import common, views
+from configs import common, optim, views
 from configs.data import DATA
 
 
@@ -38,7 +38,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     frozen_patch_embed=False,
     repre=common.repre(words.encoder) if words.repre else None,
   )
-  config.optim = common.adamw(base_lr=1e-4, decay=0.03, warmup_epochs=10.0)
+  config.optim = optim.adamw(base_lr=1e-4, decay=0.03, warmup_epochs=10.0)
   if head := common.small(config, words.data):
     wide = head['hidden'] // 2
     config.method.update(hidden=wide, out=wide, bottleneck=wide // 4)

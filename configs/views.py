@@ -63,6 +63,27 @@ def moco_v2_views() -> dict:
   )
 
 
+def crop(resample: str = 'bilinear') -> dict:
+  """A random crop, mirrored or not: what linear probes train on.
+
+  Args:
+    resample: 'bilinear' or 'bicubic'.
+
+  Returns:
+    Fields of `input_pipeline.views.View`.
+  """
+  return dict(
+    scale=(0.08, 1.0),
+    ratio=(3 / 4, 4 / 3),
+    flip=0.5,
+    resample=resample,
+    jitter=0.0,
+    gray=0.0,
+    blur=0.0,
+    solarize=0.0,
+  )
+
+
 def dino_views(
   local_crops: int,
   *,

@@ -101,6 +101,11 @@ class ViT(nn.Module):
   norm_epsilon: ClassVar[float] = 1e-6  # of every LayerNorm
 
   @property
+  def depths(self) -> tuple[int, ...]:
+    """Blocks of each stage, as Swin's: there is one."""
+    return (self.depth,)
+
+  @property
   def strides(self) -> tuple[int, ...]:
     """Pixels per token along a side, for every level."""
     return (self.patch_size,) * self.depth

@@ -9,19 +9,14 @@ import jax.numpy as jnp
 
 from models.features import Features
 from pretrain import collapse
-from pretrain.recipe import Recipe
-from pretrain.teacher import (
-  copy_parts,
-  drop_path_noise,
-  given,
-  move_towards,
-  select_encoder,
-)
+from pretrain.teacher import copy_parts, move_towards, select_encoder
 from training.chunking import in_chunks, merge_rows, split_rows
 from training.optim import Rules
-from training.rng import named_key
+from training.recipe import Recipe
+from training.rng import drop_path_noise, named_key
 from training.schedules import Schedule
 from training.state import Aux, Figure
+from training.warm_start import given
 
 TEACHER = ('encoder', 'projector')  # a predictor has no teacher
 
@@ -179,19 +174,21 @@ class Siamese:
 
     Args:
       loss: the contrast.
-      students: the student's Features by view, in order.
-      images: the views.
+      students: the student's Features of the first views, in order; not of
+        those that only the teacher sees.
+      images: the same views.
       step: of training.
       metrics: more scalars.
       **fields: of Aux: `means`, `examples`.
     """
+    views = self.views[: len(students)]
     scalars = dict(loss_contrast=loss, **(metrics or {}))
     if self.momentum is not None:
       scalars['momentum'] = self.momentum(step)
     return Aux(
       metrics=scalars | collapse.monitor(students[0].pooled),
-      features=dict(zip(self.views, students, strict=True)),
-      images=dict(zip(self.views, images, strict=True)),
+      features=dict(zip(views, students, strict=True)),
+      images=dict(zip(views, images, strict=True)),
       **fields,
     )
 

@@ -55,10 +55,10 @@ class Job:
       assert not ended and time.monotonic() < deadline, self.err()
       time.sleep(0.02)
 
-  def wait(self):
+  def wait(self, seconds=SECONDS):
     """Exit codes."""
     try:
-      deadline = time.monotonic() + SECONDS
+      deadline = time.monotonic() + seconds
       return [
         process.wait(max(0.1, deadline - time.monotonic()))
         for process in self.processes

@@ -37,6 +37,7 @@ LAZY = {
   ),
   'torch': ('interop/',),
   'safetensors': ('interop/',),
+  'pyarrow': ('transfer/embed_files.py',),
 }
 MAX_FILE, MAX_FUNCTION = 320, 85
 
@@ -204,7 +205,7 @@ def test_documented_commands_parse(command, monkeypatch):
 
 def test_config_docstrings_show_a_command():
   for path in sources('configs'):
-    if path.stem not in ('__init__', 'common', 'data', 'views'):
+    if path.stem not in ('__init__', 'common', 'data', 'optim', 'views'):
       text = ast.get_docstring(tree(path))
       assert f'--config=configs/{path.name}' in text, path.name
 

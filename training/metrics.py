@@ -190,7 +190,12 @@ class Reporter:
       words.append(f'{scalars["images_per_second"]:.0f} images/s')
       words.append(f'{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left')
     hidden = ('images_per_second', 'seconds_per_step')
-    words += [f'{k} {v:.4g}' for k, v in scalars.items() if k not in hidden]
+    # A name with a slash is one of many of a kind.
+    words += [
+      f'{k} {v:.4g}'
+      for k, v in scalars.items()
+      if k not in hidden and '/' not in k
+    ]
     return ' | '.join(words)
 
   def close(self) -> None:

@@ -56,6 +56,9 @@ class Rule:
       for good and keeps no optimiser state.
     clip: gradient clipping, or None.
     adaptive: LARS: whether the trust ratio applies.
+    copies: so many independent parameters lie along the first axis of every
+      leaf, each with a trust ratio and a clipping norm of its own; `lr` may
+      then give one rate for each, [copies]. 0: a leaf is one parameter.
     optimizer: one of `OPTIMIZERS` with its default numbers, for a group that
       does not follow the run's; None follows it.
   """
@@ -65,6 +68,7 @@ class Rule:
   trainable_from: int = 0
   clip: Clip | None = None
   adaptive: bool = True
+  copies: int = 0
   optimizer: str | None = None
 
 
@@ -110,14 +114,20 @@ def _sgd(rule: Rule, *, momentum=0.9, nesterov=False):
   )
 
 
-def _lars(rule: Rule, *, momentum=0.9, trust=1e-3):
-  """You et al. (2017) as in MoCo v3 and MAE: the rate outside the velocity."""
+def _lars(rule: Rule, *, momentum=0.9, trust=1e-3, classic=False):
+  """You et al. (2017) as in BYOL, MoCo v3 and MAE: rate outside the velocity.
+
+  With `classic` it is inside, as in that paper and in SimCLR: a step's share
+  keeps the rate that it came in with.
+  """
   ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
+  if rule.copies:
+    ratio = _for_each_copy(ratio)
+  velocity = [optax.trace(momentum), _scale_by_rate(rule.lr)]
   return optax.chain(
     _add_decay(rule.decay),
     ratio if rule.adaptive else optax.identity(),
-    optax.trace(momentum),
-    _scale_by_rate(rule.lr),
+    *(reversed(velocity) if classic else velocity),
   )
 
 
@@ -179,8 +189,31 @@ def trainable(params: Any, rules: Rules) -> dict[str, bool]:
   return {n: rules[i][1].trainable_from != NEVER for n, i in groups.items()}
 
 
+def apply(params: Any, updates: Any, moving: Mapping[str, bool]) -> Any:
+  """Parameters plus updates; frozen ones stay as they are, bit for bit.
+
+  Args:
+    params: a pytree.
+    updates: of the optimiser, the same structure.
+    moving: of `trainable`. Even zeros are not added: they turn -0 into 0.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, p, u: p + u if moving[path_name(path)] else p, params, updates
+  )
+
+
 def _at(value: Schedule | float, step: jax.Array) -> jax.Array:
   return value(step) if callable(value) else constant(value)(step)
+
+
+def _for_each_copy(stateless: optax.GradientTransformation):
+  """Applies a transformation without a state along the first axis."""
+
+  def update(updates, state, params):
+    one = jax.vmap(lambda u, p: stateless.update(u, state, p)[0])
+    return one(updates, params), state
+
+  return optax.GradientTransformation(stateless.init, update)
 
 
 def _add_decay(decay: Schedule | float):
@@ -195,10 +228,15 @@ def _add_decay(decay: Schedule | float):
   )
 
 
+def _along(factor: jax.Array, leaf: jax.Array) -> jax.Array:
+  """A scalar, or a factor for each copy, ready to scale a leaf."""
+  return factor.reshape(factor.shape + (1,) * (leaf.ndim - factor.ndim))
+
+
 def _scale_by_rate(lr: Schedule | float):
   def update(updates, state, params=None, *, step, **_):
     rate = _at(lr, step)
-    return jax.tree.map(lambda u: -rate * u, updates), state
+    return jax.tree.map(lambda u: -_along(rate, u) * u, updates), state
 
   return optax.GradientTransformationExtraArgs(
     lambda params: optax.EmptyState(), update
@@ -232,8 +270,9 @@ def _clip(groups: dict[str, int], rules: Rules):
       return clip
     return re.sub(clip.fused, '', name) if clip.fused else name
 
-  def norm(leaves):
-    return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in leaves))
+  def square(grad, copies):
+    axes = tuple(range(1, grad.ndim)) if copies else None
+    return jnp.sum(jnp.square(grad), axis=axes)
 
   def update(updates, state, params=None, *, step, **_):
     scopes = {}
@@ -241,8 +280,9 @@ def _clip(groups: dict[str, int], rules: Rules):
       rule = rules[groups[name]][1]
       if rule.clip is not None and rule.trainable_from != NEVER:
         counted = jnp.where(step >= rule.trainable_from, grad, 0)
-        scopes.setdefault(scope(name, rule.clip), []).append(counted)
-    norms = {key: norm(leaves) for key, leaves in scopes.items()}
+        part = square(counted, rule.copies)
+        scopes.setdefault(scope(name, rule.clip), []).append(part)
+    norms = {key: jnp.sqrt(sum(parts)) for key, parts in scopes.items()}
 
     def scale(path, grad):
       name = path_name(path)
@@ -251,7 +291,8 @@ def _clip(groups: dict[str, int], rules: Rules):
       if size is None:
         return grad
       # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6 as well.
-      return grad * jnp.minimum(1.0, clip.norm / (size + 1e-6))
+      factor = jnp.minimum(1.0, clip.norm / (size + 1e-6))
+      return grad * _along(factor, grad)
 
     return jax.tree_util.tree_map_with_path(scale, updates), state
 

@@ -1,8 +1,10 @@
 """Randomness as a function of (seed, step), split by name."""
 
 import zlib
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def step_key(seed: int, step: jax.Array) -> jax.Array:
@@ -21,3 +23,17 @@ def step_key(seed: int, step: jax.Array) -> jax.Array:
 def named_key(key: jax.Array, name: str) -> jax.Array:
   """An independent key per name, so that a new consumer moves no other."""
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def drop_path_noise(
+  encoder: Any, rng: jax.Array, rows: int
+) -> jax.Array | None:
+  """What stochastic depth decides by, [rows, 2 · depth]; None where it is off.
+
+  Drawn for the whole batch at once, so that neither chunks nor devices change
+  what is dropped.
+  """
+  if not encoder.drop_path:
+    return None
+  key = named_key(rng, 'drop_path')
+  return jax.random.uniform(key, (rows, 2 * encoder.depth), jnp.float32)

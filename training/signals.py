@@ -64,7 +64,7 @@ class StopSignals:
       self._first = number, now
       self.received = self.received or name
       if not self._begun:
-        _leave(f'{name}: nothing had been trained yet', EXIT_STOPPED)
+        _leave(f'{name}: nothing to save yet', EXIT_STOPPED)
       _tell(
         f'{name}: saving at the end of this step; once more to leave at once'
       )

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from training import optim, sharding
@@ -45,7 +46,7 @@ def make_train_step(
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.params, step=state.step
     )
-    params = optax.apply_updates(state.params, updates)
+    params = optim.apply(state.params, updates, counted)
     method_state = method.after_update(
       params, state.method_state, aux, state.step
     )
@@ -77,9 +78,12 @@ class Run:
     method: what is learned.
     data: where batches come from.
     initial: {parameter path: array} to start from instead of a fresh draw.
+    what: names where they come from, in messages.
   """
 
-  def __init__(self, config, *, mesh, method, data, initial=None):
+  def __init__(
+    self, config, *, mesh, method, data, initial=None, what='initial'
+  ):
     sharding.check_batch(config.batch_size, mesh, config.chunks)
     if config.log_every < 1:
       raise ValueError(
@@ -90,7 +94,7 @@ class Run:
     self.mesh, self._spec = mesh, data.spec
     shapes = jax.eval_shape(self._init_method, None)
     if initial:
-      initial = matching(initial, shapes[0], what=config.init_from or 'initial')
+      initial = matching(initial, shapes[0], what=str(what))
     self._initial = initial
     hyper = dict(config.optim.hyper)
     self.rules = method.rules()
@@ -143,14 +147,14 @@ class Run:
     return init(self._initial)
 
   def rate(self, step: int) -> float:
-    """The learning rate of the group with the most parameters."""
+    """The (largest) learning rate of the group with the most parameters."""
     sizes = {}
     for name, leaf in named_leaves(self.like.params).items():
       group = self.groups[name]
       if self.rules[group][1].trainable_from != optim.NEVER:
         sizes[group] = sizes.get(group, 0) + leaf.size
     lr = self.rules[max(sizes, key=sizes.get)][1].lr
-    return float(lr(step) if callable(lr) else lr)
+    return float(np.max(lr(step) if callable(lr) else lr))
 
   def overview(self) -> str:
     """One line per optimiser group: pattern, parameters, what happens."""

@@ -11,7 +11,7 @@ from etils import epath
 
 from training import distributed, storage, verified
 from training.checkpoint import CheckpointError, Checkpoints, check_same_leaves
-from training.state import named_leaves
+from training.state import named_leaves, path_name
 
 # Where a checkpoint keeps them.
 HEADS = dict(student='params/', teacher='method_state/teacher/')
@@ -119,3 +119,23 @@ def matching(
     verified.some(unused),
   )
   return taken
+
+
+def given(params: Any, initial: Mapping[str, jax.Array] | None) -> Any:
+  """Replaces freshly drawn parameters by given ones of the same path.
+
+  Args:
+    params: a pytree.
+    initial: {path: array}; shapes were checked by the caller. None or a path
+      that is absent keeps the drawn value.
+
+  Returns:
+    The pytree.
+  """
+  initial = initial or {}
+
+  def pick(path, drawn):
+    # Weights may be kept in half precision; parameters are float32.
+    return jnp.asarray(initial.get(path_name(path), drawn), drawn.dtype)
+
+  return jax.tree_util.tree_map_with_path(pick, params)

@@ -81,19 +81,40 @@ def load_backbone(
   }
   if not params:
     raise CheckpointError(f'{path} has no encoder of a {which}')
-  made = {k: v for k, v in config['encoder'].items() if v is not None}
-  name = made.pop('name')
-  made = {k: _tuples(v) for k, v in made.items() if k not in FREE}
-  kernel = params.get(f'{ENCODER}patch_embed/kernel')
-  if kernel is not None:
-    made['in_channels'] = kernel.shape[2]
+  kernel = params[f'{ENCODER}patch_embed/kernel']
+  fields = dict(in_channels=kernel.shape[2], dtype=dtype) | fields
   return Backbone(
-    encoder=make_encoder(name, **made | dict(dtype=dtype) | fields),
+    encoder=_make(config['encoder'], fields),
     params=params,
     where=str(path),
     which=which,
     config=config,
   )
+
+
+def fresh_backbone(config: Any, **fields: Any) -> Backbone:
+  """The encoder of a config, not trained: `params` is empty.
+
+  Args:
+    config: with `encoder`.
+    **fields: fields of the encoder that differ from the config's.
+  """
+  plain = json.loads(config.to_json_best_effort())
+  return Backbone(
+    encoder=_make(plain['encoder'], fields),
+    params={},
+    where='a fresh draw',
+    which='student',
+    config=plain,
+  )
+
+
+def _make(config: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
+  """An encoder from the `encoder` of a config."""
+  made = {k: _tuples(v) for k, v in config.items() if v is not None}
+  name = made.pop('name')
+  computed = {k: v for k, v in made.items() if k not in FREE}
+  return make_encoder(name, **computed | fields)
 
 
 def _config_of(path: epath.Path) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 
 from input_pipeline import feed
 from input_pipeline.source import Source
+from input_pipeline.views import View
 from training import distributed, sharding
 from training import workdir as workdirs
 from training.metrics import write_json
-from transfer.backbone import Backbone, load_backbone
+from transfer.backbone import Backbone, fresh_backbone, load_backbone
 from transfer.extract import Extractor
 
 
@@ -52,20 +53,42 @@ class Job:
       pick: (encoder's parameters, its Features) -> what is wanted of them, a
         pytree of arrays [b, ...]; None for the pooled feature.
     """
-    encoder, data = self.backbone.encoder, self.config.data
+    encoder = self.backbone.encoder
 
     def encode(variables, images):
       features = encoder.apply(variables, images.astype(jnp.float32) / 255)
       return features.pooled if pick is None else pick(variables, features)
 
+    return self.extractor_of(encode)
+
+  def extractor_of(self, encode: Callable[[Any, jax.Array], Any]) -> Extractor:
+    """An `Extractor` of images that are cut as the config says."""
+    data = self.config.data
     return Extractor(
       encode,
       mesh=self.mesh,
       batch_size=self.config.batch_size,
       size=data.image_size,
-      channels=encoder.in_channels,
+      channels=self.backbone.encoder.in_channels,
       crop=data.eval_crop,
       resample=data.eval_resample,
+    )
+
+  def feed(self, view: str) -> tuple[Any, str]:
+    """Training batches of the config's view of that name, and a word on it."""
+    config = self.config
+    fields = {'size': config.data.image_size, **config.views[view]}
+    return feed.make_feed(
+      config.data,
+      self.train,
+      {view: View(**fields)},
+      batch_size=config.batch_size,
+      seed=config.seed,
+      shardings=(
+        sharding.over_batch(self.mesh),
+        sharding.replicated(self.mesh),
+      ),
+      agree=lambda choice: distributed.on_lead(lambda: choice),
     )
 
   def features(
@@ -128,18 +151,27 @@ def need_labels(job: Job) -> None:
     )
 
 
-def open_job(config: Any, workdir: epath.PathLike) -> Job:
+def open_job(config: Any, workdir: epath.PathLike, **fields: Any) -> Job:
   """Reads the encoder and opens the data.
+
+  Args:
+    config: of the job. Without `checkpoint`, but with `encoder`, the encoder is
+      that one, not trained.
+    workdir: its folder.
+    **fields: fields of the encoder that differ from those it was trained with.
 
   Raises:
     CheckpointError: see `load_backbone`.
     ValueError: images of another number of channels than the encoder's.
   """
   mesh = sharding.make_mesh(config.fsdp)
-  backbone = load_backbone(
-    config.checkpoint, which=config.which, dtype=config.dtype
-  )
   train, test = feed.open_sources(config.data)
+  fields = dict(dtype=config.dtype) | fields
+  if not config.checkpoint and config.get('encoder'):
+    channels = feed.channels_of(config.data, train)
+    backbone = fresh_backbone(config, in_channels=channels, **fields)
+  else:
+    backbone = load_backbone(config.checkpoint, which=config.which, **fields)
   channels = backbone.encoder.in_channels
   if train.channels not in (None, channels):
     raise ValueError(

@@ -13,8 +13,8 @@ from pretrain.methods.moco_v3 import moco_v3
 from pretrain.methods.repre import repre
 from pretrain.methods.simclr import simclr
 from pretrain.methods.simsiam import simsiam
-from pretrain.recipe import Recipe, make_recipe
 from training.protocols import Method
+from training.recipe import Recipe, make_recipe
 
 METHODS: Mapping[str, Callable[..., Method]] = {
   'simclr': simclr,

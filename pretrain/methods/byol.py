@@ -8,8 +8,8 @@ from typing import Any
 
 from models.heads import byol_head
 from pretrain.losses import regression
-from pretrain.recipe import Recipe
 from pretrain.siamese import Siamese
+from training.recipe import Recipe
 from training.schedules import momentum_cosine
 from training.state import Aux
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from models.heads import DINOHead
 from pretrain.losses import dino as dino_loss
 from pretrain.losses import update_centre
-from pretrain.recipe import Recipe
 from pretrain.siamese import Siamese
 from training.optim import NEVER, Rule, Rules
+from training.recipe import Recipe
 from training.schedules import Schedule, by_epoch, momentum_cosine
 from training.state import Aux
 

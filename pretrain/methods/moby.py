@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from models.heads import moby_head
 from pretrain.losses import queue_nce
 from pretrain.queues import check_queue, enqueue, init_queue
-from pretrain.recipe import Recipe
 from pretrain.siamese import Siamese
+from training.recipe import Recipe
 from training.rng import named_key
 from training.schedules import momentum_cosine
 from training.state import Aux

@@ -10,8 +10,8 @@ from typing import Any
 
 from models.heads import MLPHead
 from pretrain.losses import info_nce
-from pretrain.recipe import Recipe
 from pretrain.siamese import Siamese
+from training.recipe import Recipe
 from training.schedules import momentum_cosine
 from training.state import Aux
 

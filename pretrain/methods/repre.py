@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from models.decoders import FusionDecoder, level_indices
 from models.patches import unpatchify
 from pretrain.branch import Branch
-from pretrain.recipe import Recipe
 from pretrain.targets import Pixels
-from pretrain.teacher import given
 from pretrain.weighting import Fixed, Uncertainty
 from training.optim import Rule, Rules
 from training.protocols import Method
+from training.recipe import Recipe
 from training.rng import named_key
 from training.schedules import Schedule
 from training.state import Aux, Figure
+from training.warm_start import given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,6 +149,7 @@ class RePre:
     features = self._encode(params['encoder'], images)
     prediction = self.branch.predict(params['decoder'], features)
     rebuilt = unpatchify(prediction, self.branch.target.patch_size)
+    rebuilt = rebuilt[:, : images.shape[1], : images.shape[2]]
     cells = [images, jnp.clip(rebuilt, 0, 1), jnp.abs(rebuilt - images)]
     grid = Figure(
       images=jnp.stack(cells, axis=1),

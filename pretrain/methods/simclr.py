@@ -9,8 +9,8 @@ from typing import Any
 
 from models.heads import MLPHead, simclr_head
 from pretrain.losses import nt_xent
-from pretrain.recipe import Recipe
 from pretrain.siamese import Siamese
+from training.recipe import Recipe
 from training.state import Aux
 
 HEADS = ('simclr', 'moco_v3')

@@ -9,9 +9,9 @@ from typing import Any
 
 from models.heads import simsiam_predictor, simsiam_projector
 from pretrain.losses import negative_cosine
-from pretrain.recipe import Recipe
 from pretrain.siamese import Siamese
 from training.optim import Rule, Rules
+from training.recipe import Recipe
 from training.schedules import Schedule
 from training.state import Aux
 

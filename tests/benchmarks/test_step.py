@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import build, costs, machine, peer, startup, step
+from benchmarks import build, costs, machine, peer, startup, step, timing
 from configs import moco_v3
 from pretrain.methods import METHODS
 from tests import tiny_run
@@ -23,7 +23,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def rows(config):
-  return step.measure(config, steps=3)
+  return timing.measure(config, steps=3)
 
 
 def test_base_and_repre_are_measured_in_turn(rows):
@@ -50,7 +50,9 @@ def test_figures_agree_with_each_other(rows):
 
 
 def test_ready_views_leave_the_augmentation_out(config, rows):
-  (base,) = step.measure(build.variants(config)['base'], given='views', steps=1)
+  (base,) = timing.measure(
+    build.variants(config)['base'], given='views', steps=1
+  )
   assert base['input'] == 'views'
   assert base['parameters'] == rows[0]['parameters']
   assert 0 < base['flops'] < rows[0]['flops']
@@ -201,6 +203,22 @@ def test_stages_are_read_from_the_log_of_jax():
   assert stages['trace'] == 1.5 and stages['lower'] == 0.25
   assert stages['compile'] == 6.2 and stages['programs'] == 2
   assert stages['longest'][0] == ['compile', 'jit(train_step)', 6.0]
+
+
+def test_every_method_is_timed_on_small_encoders(config, monkeypatch, capsys):
+  monkeypatch.setattr(costs, 'load', lambda method, word: config)
+  rows = step.clock(
+    methods=['moco_v3'],
+    encoders=['vit_mini4'],
+    batch_size=16,
+    dtype='float32',
+    steps=1,
+  )
+  assert [row['name'] for row in rows] == ['base', '+RePre']
+  assert rows[1]['overhead'] == pytest.approx(
+    rows[1]['seconds'] / rows[0]['seconds'], rel=0.01
+  )
+  assert 'moco_v3 vit_mini4: ' in capsys.readouterr().err
 
 
 def test_the_command_needs_something_to_do():

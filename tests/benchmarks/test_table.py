@@ -181,18 +181,23 @@ class TestTable:
 
 def test_a_real_run(tmp_path):
   """Beside one that was there; then nothing is repeated, others are refused."""
-  finish(tmp_path / 'moby-vit_mini4-300/repre/seed0', loss=1.0)
+  repre = tmp_path / 'moby-vit_mini4-300/repre/seed0'
+  finish(repre, knn_top1=1.0)
+  finish(repre.with_name('seed0-probe'), top1=90.0)
   options = [f'--set={one}' for one in TINY]
   command = [tiny_run.sys.executable, '-m', 'benchmarks.table']
   command += ['--preset=photos', f'--rows={ROW}', '--seeds=1', *options]
-  command += [f'--out={tmp_path}', '--metric=loss']
+  command += [f'--out={tmp_path}', '--probe=linear']
   done = tiny_run.call(command)
   assert done.returncode == 0, done.stderr
   assert '2/2 moby-vit_mini4-300/base/seed0 (left: 0:01 h)' in done.stderr
   base, repre = json.loads((tmp_path / 'table.json').read_text())['lines']
   summary = tmp_path / 'moby-vit_mini4-300/base/seed0/summary.json'
-  assert json.loads(summary.read_text())['loss'] == base['values']['0'] > 1
-  assert repre['gains'] == [1.0 - base['values']['0']]
+  probe = json.loads(
+    (summary.parent.parent / 'seed0-probe/summary.json').read_text()
+  )
+  assert probe['top1'] == base['values']['0'] > 100 / 17
+  assert repre['gains'] == [90 - probe['top1']]
   assert base['seconds_per_step'] > 0
   before = summary.stat().st_mtime_ns
 

@@ -63,5 +63,6 @@ def head_from_torch(weights, name):
         out[f'{name}/dense_{dense}/bias'] = bias
     else:
       out[f'{name}/norm_{dense}/scale'] = weight
-      out[f'{name}/norm_{dense}/bias'] = bias
+      if bias is not None:
+        out[f'{name}/norm_{dense}/bias'] = bias
   return out

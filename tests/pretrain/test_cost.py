@@ -7,8 +7,8 @@ import pytest
 from configs import moco_v3, simclr
 from models import make_encoder
 from pretrain.methods import make_method
-from pretrain.recipe import Recipe
 from training import schedules
+from training.recipe import Recipe
 
 
 def flops(encoder, words, config_file=moco_v3):

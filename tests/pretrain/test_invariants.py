@@ -29,10 +29,10 @@ from tiny import (
   start,
 )
 
-from pretrain.teacher import drop_path_noise
 from training import optim, sharding
 from training.checkpoint import Checkpoints
 from training.loop import train
+from training.rng import drop_path_noise
 from training.state import named_leaves
 from training.warm_start import load_params
 

@@ -14,8 +14,8 @@ from recorded_steps import follow
 
 from models.vit import ViT
 from pretrain.methods.moco_v3 import moco_v3
-from pretrain.recipe import Recipe
 from training import schedules
+from training.recipe import Recipe
 
 GOLDENS = pathlib.Path(__file__).parent.parent / 'goldens'
 

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import moby
 from models.decoders import FusionDecoder
 from models.features import Features, Level
 from models.masking import Mask
 from pretrain import branch, collapse, figures
+from pretrain.methods import from_config
 from pretrain.targets import Pixels
 from pretrain.weighting import Fixed, Uncertainty
 from training.state import Figure
@@ -44,6 +46,33 @@ def test_branch_is_the_mean_absolute_pixel_error(features, images):
   rebuilt = prediction.reshape(4, 2, 3, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
   want = np.abs(rebuilt.reshape(4, 4, 6, 3) - images).mean()
   np.testing.assert_allclose(b.loss(params, features, images), want, rtol=1e-6)
+
+
+def test_pixels_beyond_an_image_continue_its_border():
+  """A map of Swin's covers 8 x 8 of an image of 5 x 7."""
+  image = np.random.default_rng(0).random((1, 5, 7, 3), np.float32)
+  got = np.asarray(Pixels(4)(jnp.array(image)))
+  whole = np.pad(image, ((0, 0), (0, 3), (0, 1), (0, 0)), mode='edge')
+  np.testing.assert_array_equal(got, Pixels(4)(jnp.array(whole)))
+  assert got.shape == (1, 2, 2, 48)
+
+
+@pytest.mark.parametrize('single', [True, False])
+def test_swin_rebuilds_images_that_its_stride_does_not_divide(single):
+  """12 px at strides 2, 4, 8: the deepest map covers 16."""
+  config = moby.get_config('swin_mini,photos,repre')
+  config.data.image_size = 12
+  config.batch_size = 4
+  config.method.repre.levels = 1 if single else 3
+  small = dict(width=8, depths=(1, 1, 1), num_heads=(1, 1, 1), window=2)
+  method = from_config(config, channels=1, steps_per_epoch=2, total=4, **small)
+  views = {n: jnp.full((4, 12, 12, 1), 0.5) for n in ('view1', 'view2')}
+  params, state = jax.jit(method.init)(jax.random.key(0), views)
+  drawn = jax.eval_shape(method.figures, params, state, views)
+  assert drawn['reconstruction'].images.shape == (4, 3, 12, 12, 1)
+  _, aux = jax.jit(method.loss)(params, state, views, jax.random.key(0), 0)
+  # The decoder begins with the mean of the images, here 0.5.
+  assert float(aux.metrics['loss_pixels']) < 0.05
 
 
 @pytest.mark.parametrize('on', ['masked', 'visible'])

@@ -13,8 +13,8 @@ from input_pipeline.views import View
 from models.swin import Swin
 from models.vit import ViT
 from pretrain.methods import make_method
-from pretrain.recipe import Recipe
 from training import sharding
+from training.recipe import Recipe
 from training.schedules import warmup_cosine
 from training.state import named_leaves
 from training.step import Run

@@ -20,12 +20,13 @@ from models.vit import ViT
 from pretrain.branch import Branch
 from pretrain.losses import normalize, squared_error
 from pretrain.targets import Pixels
-from pretrain.teacher import copy_parts, given, move_towards, select_encoder
+from pretrain.teacher import copy_parts, move_towards, select_encoder
 from training import sharding
 from training.optim import NEVER, Clip, Rule
 from training.rng import named_key
 from training.schedules import momentum_cosine
 from training.state import Aux
+from training.warm_start import given
 
 SIDE = 8  # of the images in pixels
 CLASSES = 3

@@ -27,9 +27,9 @@ from seam_methods import (
 
 from models.masking import random_masking
 from pretrain.methods.repre import repre
-from pretrain.recipe import Recipe as Rates
 from training.checkpoint import Checkpoints
 from training.loop import NonFiniteError, train
+from training.recipe import Recipe as Rates
 from training.schedules import constant
 from training.state import named_leaves
 from training.step import Run

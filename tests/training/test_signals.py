@@ -28,7 +28,7 @@ def test_before_training_it_leaves_at_once():
     '  time.sleep(60)\n'
   )
   assert done.returncode == signals.EXIT_STOPPED, done.stderr
-  assert done.stderr == 'SIGTERM: nothing had been trained yet\n'
+  assert done.stderr == 'SIGTERM: nothing to save yet\n'
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from input_pipeline.arrays import Arrays
@@ -84,8 +85,145 @@ def test_small_banks(mesh):
 
 def test_many_queries_are_cut_up(mesh, features, monkeypatch):
   want = knn.knn_accuracy(*features, mesh=mesh)
-  monkeypatch.setattr(knn, 'QUERIES', 32)
+  monkeypatch.setattr(knn, 'QUERIES', 9)  # in three, the last one padded
   assert knn.knn_accuracy(*features, mesh=mesh) == want
+  monkeypatch.setattr(knn, '_VOTES', 7 * 10)  # ten queries at a time
+  assert knn.knn_accuracy(*features, mesh=mesh) == want
+
+
+def digits():
+  """Handwritten digits, pixels as features: (bank, labels, queries, labels)."""
+  x, y = load_digits(return_X_y=True)
+  return x[:1200], y[:1200], x[1200:1400], y[1200:1400]
+
+
+def twin(bank, bank_labels, queries, labels, *, k, temperature):
+  """Hits among the first and the first five of each query, in float64."""
+  similarity = unit(queries) @ unit(bank).T
+  hits = []
+  for row, label in zip(similarity, labels, strict=True):
+    near = np.argsort(-row, kind='stable')[:k]
+    weights = np.exp(row[near] / temperature)
+    votes = np.bincount(bank_labels[near], weights, minlength=10)
+    order = np.argsort(-votes, kind='stable')
+    hits.append((label == order[0], label in order[: min(5, k)]))
+  return 100 * np.mean(hits, axis=0)
+
+
+def test_several_k_of_real_images_from_one_list(mesh):
+  data = digits()
+  nearest = knn.Neighbors(data[2], k=100, mesh=mesh, block=128)
+  for start in range(0, 1200, 50):  # neither divides the other
+    nearest.add(data[0][start : start + 50], data[1][start : start + 50])
+  ks = (1, 3, 10, 100)
+  got = knn.vote(*nearest.result(), data[3], ks=ks, temperature=0.02)
+  for k in ks:
+    want = twin(*data, k=k, temperature=0.02)
+    np.testing.assert_allclose([got[k]['top1'], got[k]['top5']], want)
+  # The list for 100 serves them all: each is what it would be alone.
+  alone = knn.knn_accuracy(*data, mesh=mesh, k=3, temperature=0.02)
+  assert got[3] == alone
+  assert len({score['top1'] for score in got.values()}) > 1
+
+
+def test_blocks_and_devices_do_not_matter(features):
+  bank, labels, queries, _ = features
+  found = []
+  one = jax.make_mesh((1, 1), sharding.AXES, devices=jax.devices()[:1])
+  for mesh, block in (
+    (one, 301),
+    (one, 1),
+    (sharding.make_mesh(), 7),
+    (sharding.make_mesh(2), 64),
+    (sharding.make_mesh(), 1000),
+  ):
+    nearest = knn.Neighbors(queries, k=20, mesh=mesh, block=block)
+    nearest.add(bank, labels)
+    found.append(nearest.result())
+  for best, near in found[1:]:
+    np.testing.assert_allclose(best, found[0][0], rtol=1e-6)
+    np.testing.assert_array_equal(near, found[0][1])
+
+
+@pytest.mark.parametrize('block', [1, 3, 16])
+def test_of_equals_the_first_of_the_bank_comes_first(mesh, block):
+  # Six copies of one image, with labels of their own.
+  bank = np.repeat(np.eye(4)[[0, 1]], 6, axis=0)
+  nearest = knn.Neighbors(np.eye(4)[:1], k=8, mesh=mesh, block=block)
+  nearest.add(bank, np.arange(12)[::-1])
+  best, near = nearest.result()
+  assert near.tolist() == [[11, 10, 9, 8, 7, 6, 5, 4]]
+  assert best.tolist() == [[1.0] * 6 + [0.0] * 2]
+  # Equal votes: the class with the smaller number.
+  assert knn.vote(best, near, np.array([6]), ks=(6,))[6]['top1'] == 100
+
+
+def test_a_bank_smaller_than_k(mesh):
+  nearest = knn.Neighbors(np.eye(4), k=9, mesh=mesh, block=4)
+  nearest.add(np.eye(4)[:3], np.arange(3))
+  best, near = nearest.result()
+  assert best.shape == near.shape == (4, 3)
+  assert np.isfinite(best).all() and (near >= 0).all()
+  for bad in (dict(k=0), dict(k=1, block=0)):
+    with pytest.raises(ValueError, match='k and block of at least 1'):
+      knn.Neighbors(np.eye(4), mesh=mesh, **bad)
+
+
+def test_small_temperatures_do_not_overflow():
+  best, near = np.array([[0.9, 0.5]]), np.array([[3, 1]])
+  got = knn.vote(best, near, np.array([3]), ks=(2,), temperature=1e-4)
+  assert got == {2: dict(top1=100.0, top5=100.0)}
+
+
+def test_top5_names_no_more_classes_than_neighbours():
+  best, near = np.array([[0.9, 0.5]]), np.array([[3, 1]])
+  got = knn.vote(best, near, np.array([0]), ks=(1, 2))
+  assert got == {1: dict(top1=0.0, top5=0.0), 2: dict(top1=0.0, top5=0.0)}
+
+
+def test_memory_does_not_grow_with_the_bank(mesh, monkeypatch):
+  calls = []
+  merge = knn._merge
+
+  def note(*args, **static):
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args]
+    calls.append((shapes, static))
+    return merge(*args, **static)
+
+  monkeypatch.setattr(knn, '_merge', note)
+  monkeypatch.setattr(knn, 'QUERIES', 16)
+  rng = np.random.default_rng(0)
+  queries, block, k = rng.normal(size=(300, 8)), 64, 5
+  seen = []
+  for size in (100, 1000):
+    nearest = knn.Neighbors(queries, k=k, mesh=mesh, block=block)
+    for part in np.array_split(rng.normal(size=(size, 8)), 30):
+      nearest.add(part, np.zeros(len(part), int))
+      assert nearest._held < block
+    nearest.result()
+    seen.append(len(calls))
+  assert seen == [2, 2 + 16]  # blocks of 100 and of 1000
+  assert len({str(call) for call in calls}) == 1  # the same program
+  shapes, static = calls[0]
+  closed = jax.make_jaxpr(lambda *x: merge(*x, **static))(*shapes)
+  inside = largest(closed.jaxpr, within='while')
+  largest_part = 16 * (block + k)
+  assert inside == largest_part
+
+
+def largest(jaxpr, *, within=None):
+  """Elements of the largest array that is computed, in scans alone."""
+  sizes = [0]
+  for equation in jaxpr.eqns:
+    name = equation.primitive.name
+    if within is None:
+      sizes += [v.aval.size for v in equation.outvars]
+    inner = within if name not in ('scan', 'while') else None
+    for value in equation.params.values():
+      nested = getattr(value, 'jaxpr', value)
+      if hasattr(nested, 'eqns'):
+        sizes.append(largest(nested, within=inner))
+  return max(sizes)
 
 
 def test_histogram_twin():

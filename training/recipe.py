@@ -8,9 +8,10 @@ from training import schedules
 from training.optim import NEVER, Clip, Rule, Rules
 from training.schedules import Schedule
 
-# 'cosine' is the papers' own (MoCo v3's code at fractional epochs); the others
-# are what those authors' loops apply, to the step.
-SCHEDULES = ('cosine', 'dino', 'moby')
+# 'cosine' is the papers' own (MoCo v3's code at fractional epochs), 'epochs'
+# the same at whole ones; the others are what those authors' loops apply, to the
+# step.
+SCHEDULES = ('cosine', 'epochs', 'dino', 'moby')
 # One tensor in the authors' code.
 QKV = r'(?<=/)(query|key|value)(?=/)'
 PATCH_EMBED = 'encoder/patch_embed/.*'
@@ -68,7 +69,7 @@ def make_recipe(
   """The recipe that a config states.
 
   Args:
-    optim: `config.optim`; see `configs.common.optim`.
+    optim: `config.optim`; see `configs.optim.optim`.
     batch_size: global; rates are per `optim['per']` images.
     steps_per_epoch: length of an epoch.
     total: length of the run in steps.
@@ -87,6 +88,7 @@ def make_recipe(
     peak,
     warmup=warmup,
     total=total,
+    steps_per_epoch=steps_per_epoch,
     start=optim['warmup_lr'] * scale,
     end=optim['end_lr'] * (scale if optim['scale_end_lr'] else 1.0),
   )
@@ -110,11 +112,21 @@ def make_recipe(
 
 
 def _rate(
-  name: str, peak: float, *, warmup: float, total: int, start: float, end: float
+  name: str,
+  peak: float,
+  *,
+  warmup: float,
+  total: int,
+  steps_per_epoch: int,
+  start: float,
+  end: float,
 ) -> Schedule:
   """The learning rate by step, by the name of its schedule."""
-  if name == 'cosine':
-    return schedules.warmup_cosine(peak, warmup=warmup, total=total, end=end)
+  if name in ('cosine', 'epochs'):
+    rate = schedules.warmup_cosine(peak, warmup=warmup, total=total, end=end)
+    if name == 'epochs':
+      return lambda step: rate(step // steps_per_epoch * steps_per_epoch)
+    return rate
   numbers = dict(warmup=round(warmup), total=total, start=start, end=end)
   if name == 'dino':
     return schedules.dino_cosine(peak, **numbers)

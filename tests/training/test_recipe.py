@@ -3,9 +3,9 @@
 import ml_collections
 import pytest
 
-from configs import common
-from pretrain.recipe import make_recipe
+from configs import optim as optims
 from training.optim import NEVER, Clip, assign
+from training.recipe import make_recipe
 
 PARAMS = {
   'encoder': {
@@ -19,7 +19,7 @@ PARAMS = {
 
 def recipe(**fields):
   fields = dict(base_lr=0.5, decay=0.1, warmup_epochs=2.0) | fields
-  optim = ml_collections.ConfigDict(common.optim('adamw', **fields)).to_dict()
+  optim = ml_collections.ConfigDict(optims.optim('adamw', **fields)).to_dict()
   return make_recipe(optim, batch_size=128, steps_per_epoch=10, total=100)
 
 
@@ -50,7 +50,9 @@ def test_the_end_may_be_per_images_too():
 
 
 def test_an_unknown_schedule_is_told():
-  with pytest.raises(ValueError, match="'linear'; known: cosine, dino, moby"):
+  with pytest.raises(
+    ValueError, match="'linear'; known: cosine, epochs, dino, moby"
+  ):
     recipe(schedule='linear')
 
 

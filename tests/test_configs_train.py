@@ -1,0 +1,104 @@
+"""Every config that trains, started as `main.py` starts it, for two steps.
+
+Sizes are tiny, and views are cropped and flipped only: colours take long to
+compile and have tests of their own. The rest is what the file says.
+"""
+
+import importlib
+import math
+
+import pytest
+import tiny_run
+
+import main
+from configs import common
+from training.fields import check_fields
+
+STEPS, SIZE, LOCAL = 2, 16, 8
+SMALL = dict(hidden=32, out=16, bottleneck=8, queue=64)
+ENCODERS = dict(
+  vit_mini4=dict(width=16, depth=2, num_heads=2),
+  swin_mini=dict(width=8, depths=(1, 1), num_heads=(1, 2), window=2),
+)
+# Every file once, every kind of word somewhere: compiling takes half a minute
+# each. All words are built in test_main.py, both encoders take steps with every
+# method in tests/pretrain/test_methods.py.
+CASES = [
+  ('simclr', 'vit_mini4,lars'),
+  ('byol', 'swin_mini,repre'),
+  ('simsiam', 'vit_mini4'),
+  ('moco_v2', 'swin_mini'),
+  ('moco_v3', 'swin_mini,repre'),
+  ('moby', 'vit_mini4,repre'),
+  ('dino', 'vit_mini4,crops6,repre'),
+]
+
+
+def small(name, words, **method):
+  """The config with the sizes above; `method` changes more of it."""
+  module = importlib.import_module(f'configs.{name}')
+  config = module.get_config(words)
+  word = config.encoder.name
+  config.encoder.update(ENCODERS[word], mlp_ratio=2)
+  if 'positions_grid' in config.encoder:
+    config.encoder.positions_grid = SIZE // 4
+  known = {k: v for k, v in SMALL.items() if k in config.method}
+  config.method.update(known | method)
+  if config.method.repre:
+    width = (8,) if word in common.SWINS else 8
+    config.method.repre.update(width=width, levels=2)
+  for view in config.views.values():
+    view.update(jitter=0.0, gray=0.0, blur=0.0)
+    if 'size' in view:
+      view.size = LOCAL
+  config.data.image_size = SIZE
+  config.update(batch_size=tiny_run.BATCH, steps=STEPS)
+  config.update(log_every=1, eval_every=0)
+  if config.data.name == 'arrays':
+    config.data.update(data_dir=tiny_run.data(), test_split='test')
+  return config
+
+
+def trained(config, workdir):
+  """The summary, after a look at what the run left behind."""
+  check_fields(config, main.TASKS)
+  summary = main.pretrain(config.lock(), str(workdir))
+  assert summary['steps'] == STEPS
+  assert tiny_run.saved_steps(workdir) == [STEPS]
+  assert (workdir / 'summary.json').exists()
+  rows = tiny_run.losses(workdir)
+  assert list(rows) == [1, 2]
+  for row in rows.values():
+    assert all(math.isfinite(value) for value in row.values()), row
+    assert row['bad_steps'] == 0 and row['grad_norm'] > 0
+    assert ('loss_pixels' in row) == bool(config.method.repre)
+  return summary
+
+
+@pytest.mark.parametrize(
+  ('name', 'words'), CASES, ids=lambda x: x.replace(',', '-')
+)
+def test_two_steps(name, words, tmp_path):
+  trained(small(name, words), tmp_path)
+
+
+def test_moco_v2_as_its_authors_have_it(tmp_path):
+  """RePre decodes the view that is asked with."""
+  method = dict(head='official', symmetric=False)
+  trained(small('moco_v2', 'vit_mini4,repre', **method), tmp_path)
+
+
+def test_quickstart(tmp_path):
+  config = small('quickstart', '')
+  config.data.stride = 64
+  trained(config, tmp_path)
+
+
+def test_nothing_that_trains_is_left_out():
+  trains = set()
+  for file in (tiny_run.ROOT / 'configs').glob('[a-z]*.py'):
+    module = importlib.import_module(f'configs.{file.stem}')
+    get_config = vars(module).get('get_config')
+    if get_config is not None and get_config().task == 'pretrain':
+      trains.add(file.stem)
+  assert trains == {*dict(CASES), 'quickstart'}

@@ -1,0 +1,101 @@
+"""The job `finetune`: encoder and classifier, from a run or from scratch."""
+
+import contextlib
+import sys
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from input_pipeline import feed
+from training import loop, sharding
+from training.recipe import make_recipe
+from training.step import Run
+from transfer.accuracy import Accuracy, classify
+from transfer.classifier import Classifier
+from transfer.job import Job, need_labels, open_job
+from transfer.linear_probe import VIEW
+from transfer.supervised_views import make_augment
+
+
+def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
+  """Fine-tunes a trained encoder; without `checkpoint`, supervised training.
+
+  Args:
+    config: see `configs/finetune.py`.
+    workdir: the folder of the run.
+
+  Returns:
+    The summary: `top1` and `top5` in percent, those of the averaged parameters
+    where there are some.
+
+  Raises:
+    CheckpointError, ValueError: see `open_job` and `need_labels`.
+  """
+  job = open_job(config, workdir, **_computing(config))
+  need_labels(job)
+  sharding.check_batch(config.batch_size, job.mesh, config.chunks)
+  config = _with_encoder(config, job)
+  data, how = job.feed(VIEW)
+  total = loop.count_steps(config, data.steps_per_epoch)
+  classes = len(job.train.classes)
+  method = Classifier(
+    encoder=job.backbone.encoder,
+    classes=classes,
+    recipe=make_recipe(
+      config.optim.to_dict(),
+      batch_size=config.batch_size,
+      steps_per_epoch=data.steps_per_epoch,
+      total=total,
+    ),
+    layer_decay=config.layer_decay,
+    decay_tables=config.decay_tables,
+    pool=config.head.pool,
+    head_std=config.head.std,
+    augment=make_augment(
+      config.augment.to_dict(), classes, job.backbone.encoder
+    ),
+    average=config.average,
+    chunks=config.chunks,
+  )
+  run = Run(
+    config,
+    mesh=job.mesh,
+    method=method,
+    data=data,
+    initial=job.backbone.params,
+    what=job.backbone.where,
+  )
+  if jax.process_index() == 0:
+    print(how, file=sys.stderr)
+  headline = 'average' if config.average else 'last'
+  with contextlib.closing(data):
+    return loop.train(
+      run,
+      workdir,
+      total=total,
+      evaluators=[
+        Accuracy(
+          job.extractor_of(classify(method)), job.test, headline=headline
+        )
+      ],
+      data_fingerprint=feed.fingerprint(job.train),
+    )
+
+
+def _computing(config: Any) -> dict[str, Any]:
+  """Fields of the encoder that say how it is trained."""
+  return dict(
+    drop_path=config.drop_path,
+    remat=config.remat,
+    attention_impl=config.attention_impl,
+  )
+
+
+def _with_encoder(config: Any, job: Job) -> Any:
+  """The config with the encoder in it, so that this run can be read later."""
+  out = ml_collections.ConfigDict(config.copy_and_resolve_references())
+  with out.unlocked():
+    out.encoder = dict(job.backbone.config['encoder'])
+  return out

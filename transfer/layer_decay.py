@@ -1,0 +1,76 @@
+"""Layer-wise learning-rate decay: deeper layers move faster."""
+
+import dataclasses
+import re
+from typing import Any
+
+from training.optim import Rule, Rules
+from training.recipe import Recipe
+
+VECTORS = r'(.*/)?(bias|scale)'
+TOKENS = r'encoder/(cls|pos_embed)'
+TABLES = r'.*position_bias'
+BLOCK = re.compile(r'encoder/block_(\d+)/.*')
+MERGE = re.compile(r'encoder/merge_(\d+)/.*')
+FIRST = r'encoder/(patch_embed|patch_norm)/.*|' + TOKENS
+
+
+def layer_of(name: str, encoder: Any) -> int:
+  """The number of a parameter's layer, 0 to depth + 1.
+
+  0 is what makes tokens of patches, i + 1 is block i, counted over all stages;
+  a merging of Swin belongs to the block before it; depth + 1 is all else: the
+  final norm and the head (BEiT and MAE, `util/lr_decay.py`; SimMIM,
+  `optimizer.py`).
+
+  Args:
+    name: path of the parameter, 'encoder/block_0/mlp/fc1/kernel'.
+    encoder: the module; its `depth` and `depths` are read.
+  """
+  if match := BLOCK.fullmatch(name):
+    return int(match[1]) + 1
+  if match := MERGE.fullmatch(name):
+    return sum(encoder.depths[: int(match[1]) + 1])
+  return 0 if re.fullmatch(FIRST, name) else encoder.depth + 1
+
+
+def layer_rules(
+  encoder: Any,
+  recipe: Recipe,
+  *,
+  layer_decay: float = 1.0,
+  decay_tables: bool = False,
+) -> Rules:
+  """One group per layer that decays, and one per layer that does not.
+
+  Args:
+    encoder: the module.
+    recipe: rate, decay and clipping.
+    layer_decay: d: a layer's rate is d^(depth + 1 - layer) of the recipe's.
+      The whole update is scaled, decay included, as PyTorch's AdamW does.
+    decay_tables: tables of relative positions decay, as in LocalMIM's code.
+      Biases, scales, CLS and positions never do.
+
+  Returns:
+    Rules for `encoder/...` and everything else.
+  """
+  depth = encoder.depth
+  patterns = {0: FIRST, depth + 1: '.*'}
+  patterns |= {i + 1: rf'encoder/block_{i}/.*' for i in range(depth)}
+  for stage in range(len(encoder.depths) - 1):
+    layer = sum(encoder.depths[: stage + 1])
+    patterns[layer] += rf'|encoder/merge_{stage}/.*'
+  bare = f'{VECTORS}|{TOKENS}' + ('' if decay_tables else f'|{TABLES}')
+  clip = recipe.clip
+  rules = []
+  for layer in sorted(patterns):
+    scale = layer_decay ** (depth + 1 - layer)
+    rule = Rule(lr=_scaled(recipe.lr, scale), decay=recipe.decay, clip=clip)
+    still = dataclasses.replace(rule, decay=0.0)
+    rules.append((rf'(?=({bare})$)({patterns[layer]})', still))
+    rules.append((patterns[layer], rule))
+  return tuple(rules)
+
+
+def _scaled(schedule, scale: float):
+  return lambda step: scale * schedule(step)

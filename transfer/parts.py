@@ -1,0 +1,232 @@
+"""Features on the disk, in parts: a stopped job goes on after the last one."""
+
+import contextlib
+import hashlib
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from input_pipeline import feed
+from input_pipeline.arrays import Arrays
+from input_pipeline.source import Source
+from training import distributed, storage
+from training.metrics import write_json
+from transfer.backbone import Backbone
+from transfer.frozen import features, pooled
+from transfer.job import Job
+
+LOOKED_AT = 16  # files whose content tells one data set from another
+
+
+class Parts:
+  """Files of features in the order of the images; for process 0 alone.
+
+  Args:
+    folder: of the files, `0000000.npz` and on, and of `about.json`.
+
+  Attributes:
+    count: how many parts there are.
+  """
+
+  def __init__(self, folder: epath.Path):
+    self._folder, self.count = folder, 0
+
+  def open(self, about: Mapping[str, Any]) -> None:
+    """Finds the parts that a job can go on after.
+
+    Args:
+      about: what the features are of, plain data. Parts of anything else, and
+        those from the first damaged one on, are no longer counted.
+    """
+    path = self._folder / 'about.json'
+    self._folder.mkdir(parents=True, exist_ok=True)
+    try:
+      old = json.loads(path.read_text()) if path.exists() else None
+    except ValueError:
+      old = {}
+    if old != about:
+      if old is not None:
+        changed = [k for k in about if old.get(k) != about[k]]
+        logging.warning(
+          '%s: kept features are of other %s: starting over',
+          self._folder,
+          ', '.join(changed) or 'contents',
+        )
+      path.unlink(missing_ok=True)  # first: from now on nothing counts
+      for part in self._folder.glob('*.npz'):
+        part.unlink()
+      write_json(path, about)
+    while self._whole(self._path(self.count)):
+      self.count += 1
+
+  def _path(self, number: int) -> epath.Path:
+    return self._folder / f'{number:07}.npz'
+
+  def _whole(self, path: epath.Path) -> bool:
+    """Whether a part is there and can be read."""
+    if not path.exists():
+      return False
+    try:
+      _read(path)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+      logging.warning('%s is damaged (%s): it is made again', path, e)
+      return False
+    return True
+
+  def add(self, index: np.ndarray, values: np.ndarray) -> None:
+    """Writes the next part whole or not at all.
+
+    Args:
+      index: int32 [n] numbers of the images.
+      values: [n, d] their features.
+    """
+    file = io.BytesIO()
+    np.savez(file, index=index, features=values)
+    storage.write_whole(self._path(self.count), file.getvalue())
+    self.count += 1
+
+  def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(index, features) of each part."""
+    for number in range(self.count):
+      yield _read(self._path(number))
+
+  def whole(self) -> tuple[np.ndarray, np.ndarray]:
+    """(index, features) of all parts."""
+    index, values = zip(*self, strict=True)
+    return np.concatenate(index), np.concatenate(values)
+
+  def remove(self) -> None:
+    """Deletes the folder, if it is there."""
+    if self._folder.exists():
+      self._folder.rmtree()
+
+
+def _read(path: epath.Path) -> tuple[np.ndarray, np.ndarray]:
+  # From memory: zip files are read back to front, slow in object stores.
+  with np.load(io.BytesIO(path.read_bytes())) as file:
+    return file['index'], file['features']
+
+
+def keep_features(
+  job: Job,
+  source: Source,
+  folder: epath.Path,
+  *,
+  what: str,
+  per_part: int,
+  indices: Sequence[int] | None = None,
+  dtype: str = 'float32',
+) -> Parts:
+  """Encodes images, or goes on doing so, and keeps the features in parts.
+
+  Args:
+    job: read here: the encoder, `config.features` and how images are brought to
+      size.
+    source: the images.
+    folder: of the parts.
+    what: names it on the progress bar.
+    per_part: images per part, rounded up to whole batches.
+    indices: which images, increasing; None for all.
+    dtype: of the kept features.
+
+  Returns:
+    The parts, all of them; images that could not be read are left out.
+
+  Raises:
+    ValueError: features that are not finite, or too large for `dtype`.
+  """
+  indices = np.arange(len(source)) if indices is None else np.asarray(indices)
+  # As the extractor does: batches are the same whether a job was stopped.
+  batch = -(-job.config.batch_size // job.mesh.size) * job.mesh.size
+  per_part = -(-per_part // batch) * batch
+  parts = Parts(folder)
+
+  def begin():
+    about = _about(job, source, indices) | dict(dtype=dtype, per_part=per_part)
+    parts.open(about)
+    return parts.count
+
+  done = parts.count = distributed.on_lead(begin)
+  seen = min(done * per_part, len(indices))
+  if done and jax.process_index() == 0:
+    print(f'{what}: {seen:,} images are done already', file=sys.stderr)
+  if seen == len(indices):
+    return parts
+  extractor = job.extractor(pooled(job))
+  waiting = []
+  with contextlib.closing(
+    features(job, extractor, source, what=what, indices=indices[seen:])
+  ) as found:
+    for values, rows in found:
+      waiting.append((rows['index'], _cast(values, dtype)))
+      seen = min(seen + batch, len(indices))
+      if seen % per_part == 0 or seen == len(indices):
+        part = [np.concatenate(x) for x in zip(*waiting, strict=True)]
+        distributed.on_lead(lambda part=part: parts.add(*part))
+        waiting = []
+  return parts
+
+
+def _cast(values: np.ndarray, dtype: str) -> np.ndarray:
+  with np.errstate(over='ignore'):
+    out = values.astype(dtype)
+  if not np.isfinite(out).all():
+    raise ValueError(
+      f'features of up to {np.abs(values).max():.3g} do not fit into {dtype}; '
+      'keep them as float32'
+    )
+  return out
+
+
+def _about(job: Job, source: Source, indices: np.ndarray) -> dict[str, Any]:
+  """What features are of: other weights, images or options are others."""
+  data = job.config.data
+  chosen = hashlib.sha256(indices.astype('<i8').tobytes()).hexdigest()[:16]
+  return dict(
+    weights=_weights(job.backbone),
+    images=_images(source),
+    chosen=f'{len(indices):,} of {len(source):,}, {chosen}',
+    options=dict(
+      features=job.config.features.to_dict(),
+      dtype=job.config.dtype,
+      image_size=data.image_size,
+      eval_crop=data.eval_crop,
+      eval_resample=data.eval_resample,
+      batch_size=job.config.batch_size,
+    ),
+  )
+
+
+def _weights(backbone: Backbone) -> str:
+  """What an encoder and its weights are known by, wherever they lie."""
+  content = hashlib.sha256(repr(backbone.encoder).encode())
+  for name, leaf in sorted(backbone.params.items()):
+    content.update(name.encode())
+    content.update(np.ascontiguousarray(leaf).tobytes())
+  return content.hexdigest()[:32]
+
+
+def _images(source: Source) -> str:
+  """What images are known by: all names or pixels, and a few files."""
+  content = hashlib.sha256()
+  if isinstance(source, Arrays):
+    content.update(np.ascontiguousarray(source.images))
+  else:
+    start = len(source.name)
+    for i in range(len(source)):
+      content.update(source.where(i)[start:].encode() + b'\0')
+    few = np.linspace(0, len(source) - 1, min(len(source), LOOKED_AT))
+    for i in few.astype(int).tolist():
+      try:
+        content.update(np.asarray(source.read(i)).tobytes())
+      except OSError:
+        content.update(b'\0')
+  return f'{feed.fingerprint(source)}, {content.hexdigest()[:16]}'

@@ -1,0 +1,164 @@
+"""The job `linear_probe`: from a config to the accuracies of all probes."""
+
+import contextlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from input_pipeline import feed
+from input_pipeline.source import Source
+from training import distributed, loop, sharding
+from training.metrics import write_json
+from training.recipe import make_recipe
+from training.step import Run
+from transfer.accuracy import Accuracy, classify
+from transfer.cached import CachedExtractor, CachedFeatures
+from transfer.job import Job, need_labels, open_job
+from transfer.linear_probe import VIEW, LinearProbes, Probe
+
+SHOWN = 5  # of the grid, on the screen
+
+
+def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
+  """Trains linear classifiers on a frozen encoder and tests them.
+
+  Args:
+    config: see `configs/linear_probe.py`.
+    workdir: the folder of the job.
+
+  Returns:
+    The summary: `top1` and `top5` of the best classifier in percent and `best`,
+    which one; `grid.json` has all.
+
+  Raises:
+    CheckpointError, ValueError: see `open_job` and `need_labels`.
+  """
+  job = open_job(config, workdir)
+  need_labels(job)
+  sharding.check_batch(config.batch_size, job.mesh, config.chunks)
+  fields = dict(
+    encoder=_encoder(job),
+    probes=_probes(config.probe, job.backbone.encoder),
+    rates=tuple(config.probe.lrs or (config.optim.base_lr,)),
+    classes=len(job.train.classes),
+    decay=config.optim.decay,
+    clip=config.optim.clip,
+    batch_norm=config.probe.batch_norm,
+    init_std=config.probe.init_std,
+    smoothing=config.probe.smoothing,
+    noisy=config.probe.drop_path > 0,
+    chunks=config.chunks,
+  )
+  if config.probe.cached:
+    pick = LinearProbes(**fields, schedule=lambda step: 1.0).pick
+    train, test = (
+      _cache(job, source, pick) for source in (job.train, job.test)
+    )
+    data = CachedFeatures(
+      *train, batch_size=config.batch_size, seed=config.seed, mesh=job.mesh
+    )
+    how = f'{job.train.name}: {len(job.train):,} images, features in memory'
+  else:
+    data, how = job.feed(VIEW)
+  total = loop.count_steps(config, data.steps_per_epoch)
+  method = LinearProbes(**fields, schedule=_schedule(config, data, total))
+  if config.probe.cached:
+    extractor = CachedExtractor(
+      *test, classify(method), mesh=job.mesh, batch_size=config.batch_size
+    )
+  else:
+    extractor = job.extractor_of(classify(method))
+
+  def label(name, i):
+    return f'{name}/lr{method.rates[i]:g}'
+
+  run = Run(
+    config,
+    mesh=job.mesh,
+    method=method,
+    data=data,
+    initial=None if config.probe.cached else job.backbone.params,
+    what=job.backbone.where,
+  )
+  if jax.process_index() == 0:
+    print(how, file=sys.stderr)
+  with contextlib.closing(data):
+    summary = loop.train(
+      run,
+      workdir,
+      total=total,
+      evaluators=[Accuracy(extractor, job.test, label)],
+      data_fingerprint=feed.fingerprint(job.train),
+    )
+  return _conclude(job, summary)
+
+
+def _probes(config: Any, encoder: Any) -> tuple[Probe, ...]:
+  """Blocks times poolings, each once: Swin pools by the mean in any case."""
+  poolings = [encoder.pool if p == 'auto' else p for p in config.pooling]
+  return tuple(
+    Probe(blocks=blocks, pooling=pooling)
+    for blocks in dict.fromkeys(config.blocks)
+    for pooling in dict.fromkeys(poolings)
+  )
+
+
+def _encoder(job: Job) -> Any:
+  """The frozen encoder; it may drop paths while training."""
+  rate = job.config.probe.drop_path
+  return job.backbone.encoder.clone(drop_path=rate)
+
+
+def _schedule(config: Any, data: Any, total: int):
+  """Factor of the rates by step: batch over `per` at the top."""
+  recipe = make_recipe(
+    config.optim.to_dict() | dict(base_lr=1.0),
+    batch_size=config.batch_size,
+    steps_per_epoch=data.steps_per_epoch,
+    total=total,
+  )
+  return recipe.lr
+
+
+def _cache(
+  job: Job, source: Source, pick: Any
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """Features and labels of all readable images, not augmented."""
+  extractor = job.extractor(
+    lambda variables, features: pick(variables['params'], features)
+  )
+  found, labels = [], []
+  for part, rows in job.features(extractor, source, what=source.name):
+    found.append(part)
+    labels.append(rows['label'])
+  features = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+  return features, np.concatenate(labels)
+
+
+def _conclude(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
+  """Names the best, writes the grid and tells the first few."""
+  grid = {
+    name.removeprefix('top1/'): summary[name]
+    for name in summary
+    if name.startswith('top1/')
+  }
+  ranked = sorted(grid, key=grid.get, reverse=True)
+  top5 = {name: summary[f'top5/{name}'] for name in grid}
+  summary = {k: v for k, v in summary.items() if '/' not in k}
+  summary |= dict(checkpoint=job.backbone.where, which=job.backbone.which)
+  if ranked:
+    summary['best'] = ranked[0]
+
+  def write():
+    write_json(job.workdir / 'summary.json', summary)
+    if grid:
+      rows = [dict(probe=n, top1=grid[n], top5=top5[n]) for n in ranked]
+      write_json(job.workdir / 'grid.json', rows)
+      for row in rows[:SHOWN]:
+        print(f'{row["probe"]}: {row["top1"]:.2f} %', file=sys.stderr)
+
+  distributed.on_lead(write)
+  return summary
