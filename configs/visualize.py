@@ -24,19 +24,14 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import common
+from configs.data import data_word
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Every picture, of test images where there are some."""
-  words = common.parse(arg, encoder='', data='arrays')
-  if words.encoder:
-    raise ValueError(
-      f'configs/visualize.py: leave out {words.encoder!r}, the encoder is that '
-      'of the run in config.checkpoint'
-    )
   return common.downstream(
     'visualize',
-    words.data,
+    data_word(arg),
     batch_size=32,
     pictures=(
       'attention',

@@ -23,12 +23,15 @@ def run_figures(run: Any, images: np.ndarray, dtype: str) -> dict[str, Figure]:
     dtype: compute dtype.
 
   Returns:
-    {name: Figure of host arrays}; empty where the method draws nothing.
+    {name: Figure of host arrays}; empty where the method draws nothing,
+    and for runs of other tasks.
 
   Raises:
     CheckpointError: no checkpoint there, or a damaged one.
   """
   config = ml_collections.ConfigDict(_tuples(run.config))
+  if config.task != 'pretrain':
+    return {}
   config.dtype, config.chunks = dtype, 1
   # Schedules are not asked: any length of the run will do.
   method = from_config(

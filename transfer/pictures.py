@@ -123,7 +123,7 @@ def reconstruction(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
   )
   if not drawn:
     raise LeftOutError(
-      f'{first.job.backbone.where} has no decoder: it was trained without RePre'
+      f'{first.job.backbone.where} has no decoder: reconstructions need RePre'
     )
 
   def draw():

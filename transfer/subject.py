@@ -146,18 +146,8 @@ class Subject:
     what: str,
   ) -> tuple[Any, np.ndarray]:
     """What `encode` (None: the pooled feature) finds of the readable images."""
-    config = self.job.config
-    extractor = self._pooled
-    if encode is not None:
-      extractor = Extractor(
-        encode,
-        mesh=self.job.mesh,
-        batch_size=min(config.batch_size, len(rows)),
-        size=config.data.image_size,
-        channels=self.encoder.in_channels,
-        crop=config.data.eval_crop,
-        resample=config.data.eval_resample,
-      )
+    job = self.job
+    extractor = job.extractor_of(encode) if encode else self._pooled
     found, index = [], []
     for part, batch in self.job.features(
       extractor, source, what=f'{self.name}: {what}', indices=rows

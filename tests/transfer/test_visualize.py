@@ -1,8 +1,10 @@
 """The job: every picture of a run, its numbers, and what is left out."""
 
+import functools
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
@@ -72,9 +74,8 @@ def seen():
   def encode(source):
     (batch,) = eval_batches(source, len(source), size=SIZE)
     images = batch['images'].astype(np.float32) / 255
-    return backbone.encoder.apply(
-      backbone.variables(), images, attention=(0, 1)
-    )
+    apply = functools.partial(backbone.encoder.apply, attention=(0, 1))
+    return jax.jit(apply)(backbone.variables(), images)
 
   return train, test, encode(train), encode(test)
 
@@ -313,7 +314,7 @@ class TestWords:
       visualize(tmp_path / 'out', compare=run)
 
   def test_the_encoder_is_the_run_s(self):
-    with pytest.raises(ValueError, match="leave out 'vit_s16'"):
+    with pytest.raises(ValueError, match="unknown config word 'vit_s16'"):
       config_file.get_config('vit_s16,photos')
     assert config_file.get_config('photos').data.name == 'photos'
 
