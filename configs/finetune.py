@@ -54,14 +54,13 @@ def _recipe(config: ml_collections.ConfigDict, name: str) -> None:
     rates.update(end_lr=2.5e-7, scale_end_lr=True)
   else:
     config.epochs, config.layer_decay = 300.0, 1.0
-    rates = dict(base_lr=5e-4, per=512, end_lr=1e-5)
-    rates.update(
-      dict(warmup_epochs=5.0)
-      if name == 'deit'
-      else dict(warmup_epochs=20.0, clip=5.0)
-    )
-    if name == 'swin':
+    rates = dict(base_lr=5e-4, per=512)
+    if name == 'deit':
+      rates.update(warmup_epochs=5.0, end_lr=1e-5)
+    else:
       config.drop_path = 0.2
+      rates.update(warmup_epochs=20.0, clip=5.0)
+      rates.update(end_lr=5e-6, scale_end_lr=True)
   if name not in ('mae', 'local_mim'):
     config.head = dict(pool='auto', std=0.02)
   config.optim = optim.adamw(**shared, **rates)

@@ -10,7 +10,7 @@ Words: a protocol (moco_v3, dino, mae, moby), data, sweep, cached.
 
 * moco_v3 (arXiv:2104.02057 and the authors' `main_lincls.py`): CLS after the
   final norm, SGD, 3 per 256 images, no decay, batch 1024, 90 epochs, cosine at
-  whole epochs.
+  whole epochs; tested on bilinear images, the others on bicubic ones.
 * dino (arXiv:2104.14294, `eval_linear.py`): CLS of the last four blocks (of
   ViT-B one block and the mean of its patches: config.probe.blocks=(1,),
   config.probe.pooling=('cls_mean',)), SGD, 0.001 per 256 images (to be swept,
@@ -55,6 +55,7 @@ def _protocol(config: ml_collections.ConfigDict, name: str) -> None:
   if name == 'moco_v3':
     config.epochs = 90.0
     config.optim = optim.sgd(base_lr=3.0, schedule='epochs')
+    config.data.eval_resample = 'bilinear'
   elif name == 'dino':
     config.probe.blocks = (4,)
     config.optim = optim.sgd(base_lr=1e-3, schedule='epochs')

@@ -123,7 +123,9 @@ def _rate(
 ) -> Schedule:
   """The learning rate by step, by the name of its schedule."""
   if name in ('cosine', 'epochs'):
-    rate = schedules.warmup_cosine(peak, warmup=warmup, total=total, end=end)
+    rate = schedules.warmup_cosine(
+      peak, warmup=warmup, total=total, start=start, end=end
+    )
     if name == 'epochs':
       return lambda step: rate(step // steps_per_epoch * steps_per_epoch)
     return rate

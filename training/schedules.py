@@ -19,9 +19,14 @@ def half_cosine(progress: jax.Array) -> jax.Array:
 
 
 def warmup_cosine(
-  base: float, *, warmup: float, total: float, end: float = 0.0
+  base: float,
+  *,
+  warmup: float,
+  total: float,
+  start: float = 0.0,
+  end: float = 0.0,
 ) -> Schedule:
-  """Linear warm-up from 0, then a half cosine from `base` to `end`.
+  """Linear warm-up from `start`, then a half cosine from `base` to `end`.
 
   MoCo v3's `adjust_learning_rate` at fractional epochs (Chen et al., 2021),
   with epochs counted in steps.
@@ -30,6 +35,7 @@ def warmup_cosine(
     base: the rate at the end of the warm-up.
     warmup: length of the warm-up in steps.
     total: length of the run in steps.
+    start: the rate at step 0 of a warm-up.
     end: the rate at `total`.
 
   Returns:
@@ -38,7 +44,7 @@ def warmup_cosine(
 
   def rate(step):
     step = jnp.asarray(step, jnp.float32)
-    rising = base * step / max(warmup, 1e-9)
+    rising = start + (base - start) * step / max(warmup, 1e-9)
     progress = (step - warmup) / max(total - warmup, 1e-9)
     falling = end + (base - end) * half_cosine(progress)
     return jnp.where(step < warmup, rising, falling)

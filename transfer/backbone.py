@@ -14,6 +14,7 @@ from training.checkpoint import CheckpointError
 from training.warm_start import load_params
 
 ENCODER = 'encoder/'
+WHICH = ('auto', 'student', 'teacher')
 # Fields of a config's encoder that say how it computes, not what.
 FREE = ('drop_path', 'remat', 'attention_impl')
 
@@ -64,7 +65,10 @@ def load_backbone(
   Raises:
     CheckpointError: no path, no checkpoint there, no such encoder in it, or a
       damaged one.
+    ValueError: an unknown `which`.
   """
+  if which not in WHICH:
+    raise ValueError(f'which={which!r} must be one of {", ".join(WHICH)}')
   if not path:
     raise CheckpointError(
       'nothing to evaluate: set config.checkpoint to the workdir of a run, or '
@@ -72,6 +76,13 @@ def load_backbone(
     )
   path = storage.resolve(path)
   config = _config_of(path)
+  if 'encoder' not in config:
+    read = config.get('checkpoint')
+    raise CheckpointError(
+      f'{path} has no encoder of its own: it belongs to a job '
+      f'{config.get("task")!r}'
+      + (f' that read {read}: set config.checkpoint to that' if read else '')
+    )
   if which == 'auto':
     which = config['knn']['which']
   params = {

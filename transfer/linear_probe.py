@@ -25,6 +25,7 @@ from transfer.pooling import pool_blocks
 VIEW = 'view1'
 EPSILON = 1e-6  # of MAE's BatchNorm
 MOMENTUM = 0.9  # of its running statistics
+DIVERGED = 1e10  # a weight as large as this will not come back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +162,12 @@ class LinearProbes:
     }
 
   def loss(self, params, method_state, batch, rng, step) -> tuple[Any, Aux]:
-    """The sum of all classifiers' mean cross-entropies: none sees another."""
+    """The sum of all classifiers' mean cross-entropies: none sees another.
+
+    One that diverges (LARS grows weights by a share of themselves, so at a high
+    rate without bound) is left behind before its loss makes steps non-finite
+    for all.
+    """
     del step
     features = self.features(params, batch, rng)
     targets = soft_labels(batch['label'], self.classes, self.smoothing)
@@ -172,7 +178,7 @@ class LinearProbes:
         # PyTorch keeps the unbiased variance.
         means[name] = dict(mean=mean, var=var * (b / max(b - 1, 1)))
         x = (x - mean) * jax.lax.rsqrt(var + EPSILON)
-      logits = _logits(params['probes'][name], x)
+      logits = _logits(_still_learning(params['probes'][name]), x)
       entropy = -(targets * jax.nn.log_softmax(logits)).sum(axis=-1)
       losses.append(entropy.mean(axis=1))
     losses = jnp.concatenate(losses)
@@ -233,3 +239,16 @@ def _logits(probe: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
     'bd,rdc->rbc', x, probe['kernel'], precision=jax.lax.Precision.HIGHEST
   )
   return logits + probe['bias'][:, None]
+
+
+def _still_learning(probe: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """The classifiers, those that diverged as zeros without a gradient."""
+
+  def small(x):
+    return (jnp.abs(x) < DIVERGED).all(axis=tuple(range(1, x.ndim)))
+
+  learns = small(probe['kernel']) & small(probe['bias'])
+  return {
+    name: jnp.where(jnp.expand_dims(learns, range(1, x.ndim)), x, 0.0)
+    for name, x in probe.items()
+  }

@@ -49,6 +49,13 @@ def test_the_end_may_be_per_images_too():
   )
 
 
+def test_a_warm_up_begins_where_it_should():
+  for schedule in ('cosine', 'epochs', 'dino', 'moby'):
+    made = recipe(schedule=schedule, warmup_lr=0.1)
+    assert float(made.lr(0)) == pytest.approx(0.05), schedule
+  assert float(recipe(warmup_lr=0.1).lr(10)) == pytest.approx(0.15)
+
+
 def test_an_unknown_schedule_is_told():
   with pytest.raises(
     ValueError, match="'linear'; known: cosine, epochs, dino, moby"

@@ -1,5 +1,7 @@
 """Encoders of runs: the right weights, and clear words where there are none."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -43,8 +45,12 @@ def test_what_is_not_there(tmp_path):
   with pytest.raises(CheckpointError, match='neither a workdir nor one of'):
     load_backbone(tmp_path)
   run = tiny_run.copy(tiny_run.finished(), tmp_path / 'run')
-  with pytest.raises(ValueError, match="which='techer' must be one of"):
+  with pytest.raises(ValueError, match="which='techer' must be one of auto"):
     load_backbone(run, which='techer')
+  probed = dict(task='linear_probe', checkpoint='runs/mine')
+  (run / 'config.json').write_text(json.dumps(probed))
+  with pytest.raises(CheckpointError, match=r"'linear_probe' that read runs/m"):
+    load_backbone(run)
 
 
 class TestPooling:

@@ -195,6 +195,10 @@ class TestJob:
     with pytest.raises(ValueError, match='set config.checkpoint'):
       run(tmp_path / 'run', 'arrays,mae')
 
+  def test_one_encoder_at_a_time(self, tmp_path):
+    with pytest.raises(ValueError, match='two encoders: .* vit_mini8, not tra'):
+      run(tmp_path / 'run', 'arrays,deit,vit_mini8', checkpoint='runs/mine')
+
   @pytest.mark.parametrize('recipe', configs.RECIPES)
   def test_recipes_are_the_papers(self, recipe):
     found = configs.get_config(f'imagenet2012,{recipe}')

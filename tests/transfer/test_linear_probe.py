@@ -120,6 +120,18 @@ class TestArithmetic:
     want = np.einsum('bd,rdc->rbc', normed, probe['kernel'])
     np.testing.assert_allclose(logits, want + probe['bias'][:, None], atol=1e-4)
 
+  def test_one_that_diverges_does_not_stop_the_others(self, features):
+    (alone, _), *_ = train(probes(rates=(0.1,)), features, 4)
+    method = probes(rates=(0.1, 1e38))
+    (beside, _), _, _, report = train(method, features, 4)
+    assert int(report['bad_steps']) == 0
+    for name, probe in alone['probes'].items():
+      found = beside['probes'][name]
+      assert not (np.abs(found['kernel'][1]) < 1e10).all()
+      np.testing.assert_allclose(
+        found['kernel'][0], probe['kernel'][0], atol=1e-5
+      )
+
   def test_separable_classes_are_told_apart(self, features):
     method = probes()
     weights, _, _, report = train(method, features, 60)
@@ -244,12 +256,14 @@ class TestJob:
     assert found.probe.blocks == want[3]
     assert found.optim.decay == 0 and found.optim.hyper.momentum == 0.9
     assert found.probe.batch_norm == (protocol == 'mae')
+    assert (found.data.eval_resample == 'bilinear') == (protocol == 'moco_v3')
 
   @pytest.mark.parametrize(
     'fields, told',
     [
       (dict(data__test_split=''), 'needs test images'),
       (dict(checkpoint=''), 'set config.checkpoint'),
+      (dict(init_from='runs/mine'), 'reads config.checkpoint'),
       (dict(probe__pooling=()), 'at least one of config.probe'),
       (dict(probe__blocks=(3,)), r'blocks=3 must be within 1\.\.2'),
     ],
