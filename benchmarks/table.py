@@ -179,7 +179,7 @@ class Table:
     }
     jobs = {one.name: one for cell in self._cells.values() for one in cell}
     # Seed by seed: a table that is cut short has all its rows.
-    self.jobs = sorted(jobs.values(), key=lambda one: one.name.split('/')[2])
+    self.jobs = sorted(jobs.values(), key=lambda one: one.seed)
 
   def lines(self) -> list[dict[str, Any]]:
     """The table so far."""

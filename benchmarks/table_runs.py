@@ -25,12 +25,14 @@ class Job:
   Attributes:
     name: its folder below `--out`; equal for equal runs.
     options: of `main.py`, but for the workdir.
+    seed: of the run.
     probe: options of the linear probe that follows, but for checkpoint and
       workdir; empty for none.
   """
 
   name: str
   options: tuple[str, ...]
+  seed: int = 0
   probe: tuple[str, ...] = ()
 
 
@@ -71,6 +73,7 @@ def job(
       f'--config={config}',
       *(f'--config.{one}' for one in (*given, *extra)),
     ),
+    seed=seed,
     probe=_probe(preset, seed, extra) if probed else (),
   )
 

@@ -5,15 +5,18 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from input_pipeline import feed
+from input_pipeline import feed, mode
 from input_pipeline.source import Source
 from training import distributed, loop, sharding
+from training.checkpoint import Checkpoints
 from training.metrics import write_json
 from training.recipe import make_recipe
 from training.step import Run
+from training.workdir import check_config
 from transfer.accuracy import Accuracy, classify
 from transfer.cached import CachedExtractor, CachedFeatures
 from transfer.job import Job, need_labels, open_job
@@ -38,6 +41,8 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   """
   job = open_job(config, workdir)
   need_labels(job)
+  if Checkpoints(job.workdir).steps():  # told before features are computed
+    check_config(job.workdir, config)
   sharding.check_batch(config.batch_size, job.mesh, config.chunks)
   fields = dict(
     encoder=_encoder(job),
@@ -54,6 +59,7 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   )
   if config.probe.cached:
     pick = LinearProbes(**fields, schedule=lambda step: 1.0).pick
+    _check_room(job, pick)
     train, test = (
       _cache(job, source, pick) for source in (job.train, job.test)
     )
@@ -121,6 +127,29 @@ def _schedule(config: Any, data: Any, total: int):
     total=total,
   )
   return recipe.lr
+
+
+def _check_room(job: Job, pick: Any) -> None:
+  """Whether every device has room for the features of all training images.
+
+  Raises:
+    ValueError: it has not.
+  """
+  encoder, size = job.backbone.encoder, job.config.data.image_size
+
+  def one(variables):
+    image = jnp.zeros((1, size, size, encoder.in_channels))
+    return pick(variables['params'], encoder.apply(variables, image))
+
+  found = jax.eval_shape(one, job.backbone.variables())
+  width = sum(x.shape[-1] for x in found.values())
+  need, room = 4 * width * len(job.train), mode.device_room()
+  if need > room:
+    raise ValueError(
+      f'features of {len(job.train):,} images take {need / 1e9:.1f} GB, and a '
+      f'device has room for {room / 1e9:.1f}: leave out the word cached, or '
+      'take fewer config.probe.blocks and poolings'
+    )
 
 
 def _cache(

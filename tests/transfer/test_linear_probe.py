@@ -10,6 +10,7 @@ import tiny_run
 
 import main
 from configs import linear_probe as configs
+from input_pipeline import mode
 from training import optim, sharding
 from training.recipe import make_recipe
 from training.schedules import constant
@@ -240,6 +241,13 @@ class TestJob:
     assert not any(
       n.startswith('encoder') for n in load_params(tmp_path / 'run')
     )
+
+  def test_features_that_do_not_fit_are_told_first(self, tmp_path, monkeypatch):
+    monkeypatch.setattr(mode, 'device_room', lambda: 1000)
+    with pytest.raises(
+      ValueError, match=r'48 images take .* leave out the word'
+    ):
+      main.TASKS['linear_probe'](config('arrays,cached'), str(tmp_path / 'run'))
 
   @pytest.mark.parametrize('protocol', configs.PROTOCOLS)
   def test_protocols_are_the_papers(self, protocol):
