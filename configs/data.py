@@ -4,6 +4,10 @@ import difflib
 
 from ml_collections import config_dict
 
+# Small images, and arrays of a size that somebody chose, are evaluated as they
+# are.
+WHOLE = dict(eval_crop=1.0, eval_resample='bilinear')
+
 
 def _data(name: str, **fields) -> dict:
   return (
@@ -23,10 +27,6 @@ def _data(name: str, **fields) -> dict:
     )
     | fields
   )
-
-
-# Small images are evaluated as they are.
-WHOLE = dict(eval_crop=1.0, eval_resample='bilinear')
 
 
 def photos() -> dict:
@@ -60,7 +60,7 @@ def imagenet2012() -> dict:
 
 def arrays() -> dict:
   """An .npz file of your own, named by `data_dir`."""
-  return _data('arrays', test_split='')
+  return _data('arrays', test_split='', **WHOLE)
 
 
 def folder() -> dict:

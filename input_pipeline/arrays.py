@@ -97,7 +97,9 @@ def fit(
     uint8 [n, size, size, c]; the input itself if it has that size and `crop` is
     1.
   """
-  _, height, width, channels = images.shape
+  count, height, width, channels = images.shape
+  if not count:  # of the last batch a process may have no row
+    return np.zeros((0, size, size, channels), np.uint8)
   box = (size, size)
   if crop == 1:
     if height == width == size:

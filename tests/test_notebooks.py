@@ -13,7 +13,7 @@ from PIL import Image
 FOLDER = tiny_run.ROOT / 'colab'
 # In place of the cell that is tagged `parameters`.
 SHORT = {
-  'quickstart': dict(STEPS=4, PROBE_EPOCHS=1.0),
+  'quickstart': dict(STEPS=4, PROBE_EPOCHS=1.0, STRIDE=64),
   'your_images': dict(STEPS=4, ENCODER='vit_mini8', SIZE=16, BATCH=16),
 }
 

@@ -46,3 +46,10 @@ def test_the_whole_square_is_left_as_it_is():
   images = photo(64, 64)[None]
   assert fit(images, 64) is images
   assert fit(images, 64, crop=0.875).shape == images.shape
+
+
+def test_no_images_stay_none():
+  """Of the last batch a process may have no row."""
+  empty = np.zeros((0, 9, 7, 3), np.uint8)
+  for crop in (1.0, 0.875):
+    assert fit(empty, 4, crop=crop).shape == (0, 4, 4, 3)

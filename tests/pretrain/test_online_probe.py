@@ -17,7 +17,7 @@ def test_the_base_follows_itself_bit_for_bit(monkeypatch):
   """Parameters, teacher and queues after two steps, with and without."""
   states = {}
   for probed in (False, True):
-    run = make_run(method='moby', devices=1)
+    run = make_run(method='moby', devices=1, repre=None)
     method = run.method
     if probed:
       method = OnlineProbe(base=run.method, classes=3)
