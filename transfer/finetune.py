@@ -14,7 +14,7 @@ from training.recipe import make_recipe
 from training.step import Run
 from transfer.accuracy import Accuracy, classify
 from transfer.classifier import Classifier
-from transfer.job import Job, need_labels, open_job
+from transfer.job import Job, need_labels, need_measuring, open_job
 from transfer.linear_probe import VIEW
 from transfer.supervised_views import make_augment
 
@@ -33,6 +33,7 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
   Raises:
     CheckpointError, ValueError: see `open_job` and `need_labels`.
   """
+  need_measuring(config)
   job = open_job(config, workdir, **_computing(config))
   need_labels(job)
   sharding.check_batch(config.batch_size, job.mesh, config.chunks)

@@ -128,6 +128,19 @@ class Job:
     )
 
 
+def need_measuring(config: Any) -> None:
+  """Whether what is trained is also measured.
+
+  Raises:
+    ValueError: it is not.
+  """
+  if config.eval_every < 1:
+    raise ValueError(
+      f'config.eval_every={config.eval_every}: {config.task} would end without '
+      'an accuracy; set it above zero (it is measured at the end in any case)'
+    )
+
+
 def need_labels(job: Job) -> None:
   """Whether a job that compares with labels has them.
 

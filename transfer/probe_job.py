@@ -19,7 +19,7 @@ from training.step import Run
 from training.workdir import check_config
 from transfer.accuracy import Accuracy, classify
 from transfer.cached import CachedExtractor, CachedFeatures
-from transfer.job import Job, need_labels, open_job
+from transfer.job import Job, need_labels, need_measuring, open_job
 from transfer.linear_probe import VIEW, LinearProbes, Probe
 
 SHOWN = 5  # of the grid, on the screen
@@ -39,6 +39,7 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   Raises:
     CheckpointError, ValueError: see `open_job` and `need_labels`.
   """
+  need_measuring(config)
   job = open_job(config, workdir)
   need_labels(job)
   if Checkpoints(job.workdir).steps():  # told before features are computed

@@ -184,7 +184,7 @@ class TestJob:
 
   def test_continued_it_ends_the_same(self, tmp_path):
     whole = tmp_path / 'whole'
-    steps = dict(steps=4, checkpoint_every=2, eval_every=0)
+    steps = dict(steps=4, checkpoint_every=2, eval_every=4)
     run(whole, 'arrays,deit,vit_mini8', average=0.5, **steps)
     again = tiny_run.copy(whole, tmp_path / 'again')
     tiny_run.shutil.rmtree(again / 'checkpoints' / '4')

@@ -271,6 +271,7 @@ class TestJob:
     [
       (dict(data__test_split=''), 'needs test images'),
       (dict(checkpoint=''), 'set config.checkpoint'),
+      (dict(eval_every=0), 'would end without an accuracy'),
       (dict(init_from='runs/mine'), 'reads config.checkpoint'),
       (dict(probe__pooling=()), 'at least one of config.probe'),
       (dict(probe__blocks=(3,)), r'blocks=3 must be within 1\.\.2'),
