@@ -14,7 +14,7 @@ v3's. The word lars takes the authors' optimiser for ResNet at 300 epochs: LARS
 with 0.3 per 256 images, decay 1e-6, 10 epochs of warm-up. The views are BYOL's
 but for the brightness, which is a factor here and an addition there. Published
 linear top-1 with ViT-S/16: 71.0 % (MoCo v3, Table 4), 71.4 % (DINO, Table 13);
-with RePre 72.2 %. Not run here.
+with RePre 72.2 %. Not run here; for minutes on photographs see docs/results.md.
 """
 
 import ml_collections

@@ -10,7 +10,8 @@ The recipe is the authors': batch 512, 300 epochs, AdamW with 1e-3 per 512
 images from 5e-7 over 5 epochs down to 5e-6, decay 0.05 on all but biases and
 norms, gradients clipped to 5, paths dropped at 0.2 in the student. Their ViT is
 DeiT's. Published linear top-1, 300 epochs: Swin-T 75.0 %, with RePre 76.1 %;
-DeiT-S 72.8 %, with RePre 73.9 %. Not run here.
+DeiT-S 72.8 %, with RePre 73.9 %. Not run here; for minutes on photographs see
+docs/results.md.
 """
 
 import ml_collections

@@ -8,12 +8,12 @@ r"""MoCo v2, alone or with RePre (arXiv:2003.04297, 2201.06857).
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre.
 
 The numbers on ViT that RePre compares with are those of DINO's authors, who
-gave it a head of three layers with BatchNorm and 256 outputs
-(arXiv:2104.14294, appendix B) and do not tell the optimiser: ours is MoCo
-v3's. Both directions, as in RePre's Algorithm 1. As in the authors' code:
-config.method.head=official, symmetric=False, out=128, hidden the encoder's
-width. Published linear top-1 with ViT-S/16, 300 epochs: 71.6 %; with RePre
-72.1 %. Not run here.
+gave it a head of three layers with BatchNorm and 256 outputs (arXiv:2104.14294,
+appendix B) and do not tell the optimiser: ours is MoCo v3's. Both directions,
+as in RePre's Algorithm 1. As in the authors' code: config.method.head=official,
+symmetric=False, out=128, hidden the encoder's width. Published linear top-1
+with ViT-S/16, 300 epochs: 71.6 %; with RePre 72.1 %. Not run here; for minutes
+on photographs see docs/results.md.
 """
 
 import ml_collections

@@ -14,7 +14,8 @@ epochs of warm-up, the patch embedding as drawn. Its head is not told: ours is
 MoCo v3's projector. The authors' own, for ResNet, is config.method.head=simclr
 and the word lars: LARS with 0.3 per 256 images, decay 1e-4 and 10 epochs of
 warm-up. Views are the authors', which are stronger than MoCo v3's. Published
-linear top-1 with ViT-S/16: 69.0 %; with RePre 69.7 %. Not run here.
+linear top-1 with ViT-S/16: 69.0 %; with RePre 69.7 %. Not run here; for minutes
+on photographs see docs/results.md.
 """
 
 import ml_collections
