@@ -88,13 +88,18 @@ COLUMNS = dict(
 
 
 def clock(
-  *, methods: Sequence[str] | None, encoders: Sequence[str] | None, **options
+  *,
+  methods: Sequence[str] | None,
+  encoders: Sequence[str] | None,
+  out: str | None = None,
+  **options,
 ) -> list[dict[str, Any]]:
   """Seconds of a step of every method with every encoder, base and +RePre.
 
   Args:
     methods: names in METHODS; None takes all.
     encoders: words; None takes the mini ones.
+    out: a file that every pair of rows is added to as soon as it is measured.
     **options: `batch_size` and `dtype`, and arguments of `timing.measure`.
   """
   sizes = {name: options.pop(name) for name in ('batch_size', 'dtype')}
@@ -105,6 +110,7 @@ def clock(
       config.update(sizes)
       rows += timing.measure(config, **options)
       first, *others = rows[-2:]
+      machine.write(out, rows[-2:])  # the whole takes minutes
       told = ', '.join(f'{row["overhead"]}' for row in others)
       print(f'{method} {word}: {first["seconds"]} s, {told}', file=sys.stderr)
       jax.clear_caches()
@@ -131,6 +137,7 @@ def main(argv: Sequence[str]) -> None:
     rows = clock(
       methods=METHODS.value,
       encoders=ENCODERS.value,
+      out=OUT.value,
       batch_size=BATCH_SIZE.value or 32,
       dtype=DTYPE.value or 'float32',
       given=INPUT.value,
@@ -175,7 +182,8 @@ def main(argv: Sequence[str]) -> None:
   print(f'{machine.describe(rows[0])}\n\n{machine.table(rows, columns)}')
   if any(row.get('disturbed') for row in rows):
     print('\nOther processes computed meanwhile: discard.', file=sys.stderr)
-  machine.write(OUT.value, rows)
+  if not (ALL.value and CLOCK.value):
+    machine.write(OUT.value, rows)
 
 
 if __name__ == '__main__':

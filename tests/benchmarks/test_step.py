@@ -205,15 +205,20 @@ def test_stages_are_read_from_the_log_of_jax():
   assert stages['longest'][0] == ['compile', 'jit(train_step)', 6.0]
 
 
-def test_every_method_is_timed_on_small_encoders(config, monkeypatch, capsys):
+def test_every_method_is_timed_on_small_encoders(
+  config, monkeypatch, capsys, tmp_path
+):
   monkeypatch.setattr(costs, 'load', lambda method, word: config)
   rows = step.clock(
     methods=['moco_v3'],
     encoders=['vit_mini4'],
+    out=str(tmp_path / 'rows.jsonl'),
     batch_size=16,
     dtype='float32',
     steps=1,
   )
+  lines = (tmp_path / 'rows.jsonl').read_text().splitlines()
+  assert [json.loads(line)['name'] for line in lines] == ['base', '+RePre']
   assert [row['name'] for row in rows] == ['base', '+RePre']
   assert rows[1]['overhead'] == pytest.approx(
     rows[1]['seconds'] / rows[0]['seconds'], rel=0.01
