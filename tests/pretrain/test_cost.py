@@ -7,12 +7,13 @@ import pytest
 from configs import moco_v3, simclr
 from models import make_encoder
 from pretrain.methods import make_method
+from pretrain.online_probe import OnlineProbe
 from training import schedules
 from training.recipe import Recipe
 
 
-def flops(encoder, words, config_file=moco_v3):
-  """Of loss and gradients at 224 px, batch 2."""
+def flops(encoder, words, config_file=moco_v3, probed=False):
+  """Of loss and gradients at 224 px, batch 2; with an online probe or not."""
   config = config_file.get_config(f'{encoder},arrays{words}')
   method = make_method(
     make_encoder(encoder),
@@ -21,8 +22,11 @@ def flops(encoder, words, config_file=moco_v3):
     dtype='float32',
     chunks=1,
   )
+  if probed:
+    method = OnlineProbe(base=method, classes=1000)
   view = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-  batch = dict(view1=view, view2=view)
+  label = jax.ShapeDtypeStruct((2,), jnp.int32)
+  batch = dict(view1=view, view2=view, label=label)
   params, method_state = jax.eval_shape(method.init, jax.random.key(0), batch)
 
   def step(params, method_state, batch):
@@ -58,3 +62,10 @@ def test_vit_s_costs_what_is_published():
   # passes' worth for two views of the student, one for two of the teacher.
   want = 2 * 4.6e9 * (3 + 1) * 2 * 2
   assert abs(flops('vit_s16', '') / want - 1) < 0.05
+
+
+@pytest.mark.parametrize('encoder', ['vit_ti16', 'vit_b16'])
+def test_an_online_probe_costs_next_to_nothing(encoder):
+  """Of a thousand classes; the encoder runs once all the same."""
+  share = flops(encoder, '', probed=True) / flops(encoder, '') - 1
+  assert 0 < share < 0.001
