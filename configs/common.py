@@ -28,6 +28,8 @@ ENCODERS = VITS + SWINS
 # Heads of DINO's and DeiT's ViT where MoCo v3's has others.
 DEIT_HEADS = dict(vit_ti=3, vit_s=6)
 
+CHECKPOINT = '; the encoder is that of config.checkpoint'
+
 
 def base() -> ml_collections.ConfigDict:
   """The fields that every config has.
@@ -107,12 +109,15 @@ def parse(
     {encoder, data, **flags}.
 
   Raises:
-    ValueError: a word that is none of these, with the nearest known one.
+    ValueError: a word that is none of these, with the nearest known one, or
+      several that name data.
   """
   words = dict(encoder=encoder, data=data, **dict.fromkeys(flags, False))
+  named = []
   for word in filter(None, (arg or '').split(',')):
     if word in DATA:
       words['data'] = word
+      named.append(word)
     elif word in flags:
       words[word] = True
     elif encoder and (
@@ -130,8 +135,10 @@ def parse(
       raise ValueError(
         f'unknown config word {word!r}; did you mean {near!r}? Known: data '
         f'{", ".join(DATA)}; {told if encoder else ""}flags '
-        f'{", ".join(flags) or "none"}'
+        f'{", ".join(flags) or "none"}{"" if encoder else CHECKPOINT}'
       )
+  if len(set(named)) > 1:
+    raise ValueError(f'several data words: {", ".join(named)}; give one')
   return ml_collections.ConfigDict(words)
 
 

@@ -1,7 +1,5 @@
 """Where images come from: presets of `config.data` by word."""
 
-import difflib
-
 from ml_collections import config_dict
 
 # Small images, and arrays of a size that somebody chose, are evaluated as they
@@ -85,29 +83,3 @@ DATA = dict(
   folder=folder,
   imagenette=imagenette,
 )
-
-
-def data_word(arg: str | None, default: str = 'folder') -> str:
-  """Reads the words of a job on a trained encoder: one that names data.
-
-  Args:
-    arg: what stands behind the colon of `--config=FILE:words`.
-    default: the word when none is given.
-
-  Returns:
-    A key of `DATA`.
-
-  Raises:
-    ValueError: a word that is none, with the nearest known one, or several.
-  """
-  words = list(filter(None, (arg or '').split(',')))
-  for word in words:
-    if word not in DATA:
-      near = difflib.get_close_matches(word, DATA, n=1, cutoff=0)[0]
-      raise ValueError(
-        f'unknown config word {word!r}; did you mean {near!r}? Known: data '
-        f'{", ".join(DATA)}; the encoder is that of config.checkpoint'
-      )
-  if len(words) > 1:
-    raise ValueError(f'several data words: {", ".join(words)}; give one')
-  return words[0] if words else default

@@ -19,14 +19,13 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import common
-from configs.data import data_word
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Fields of the job; others are those of `configs/common.py`."""
   config = common.downstream(
     'embed',
-    data_word(arg),
+    common.parse(arg, data='folder').data,
     features=dict(
       blocks=1,  # the last ones, side by side
       pooling='auto',  # the encoder's own; 'cls', 'mean', 'cls_mean'

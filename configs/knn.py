@@ -17,14 +17,13 @@ The bank is not kept: 1.28 million images need no more memory than thousands.
 import ml_collections
 
 from configs import common
-from configs.data import data_word
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Fields of the job; others are those of `configs/common.py`."""
   return common.downstream(
     'knn',
-    data_word(arg),
+    common.parse(arg, data='folder').data,
     features=dict(
       blocks=1,  # the last ones, side by side
       pooling='auto',  # the encoder's own; 'cls', 'mean', 'cls_mean'

@@ -14,17 +14,16 @@ on the test tiles with seeds 0 and 2; another machine may differ by a point.
 
 import ml_collections
 
-from configs import moco_v3
+from configs import common, moco_v3
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """RePre on MoCo v3 as `configs/moco_v3.py` has it for the photographs."""
-  config = moco_v3.get_config(
-    ','.join(('vit_mini4', 'photos', 'repre', arg or ''))
-  )
-  if config.data.name != 'photos':
+  words = common.parse(arg, data='photos', encoder='vit_mini4')
+  if words.data != 'photos':
     raise ValueError(
-      f"configs/quickstart.py is for data 'photos', got {config.data.name!r}"
+      f"configs/quickstart.py is for data 'photos', got {words.data!r}"
     )
+  config = moco_v3.get_config(f'{words.encoder},photos,repre')
   config.steps = 300
   return config

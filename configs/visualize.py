@@ -24,14 +24,13 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import common
-from configs.data import data_word
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Every picture, of test images where there are some."""
   return common.downstream(
     'visualize',
-    data_word(arg),
+    common.parse(arg, data='folder').data,
     batch_size=32,
     pictures=(
       'attention',

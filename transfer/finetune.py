@@ -1,6 +1,5 @@
 """The job `finetune`: encoder and classifier, from a run or from scratch."""
 
-import contextlib
 import sys
 from typing import Any
 
@@ -8,13 +7,11 @@ import jax
 import ml_collections
 from etils import epath
 
-from input_pipeline import feed
 from training import loop, sharding
 from training.recipe import make_recipe
-from training.step import Run
 from transfer.accuracy import Accuracy, classify
 from transfer.classifier import Classifier
-from transfer.job import Job, need_labels, need_measuring, open_job
+from transfer.job import Job, need_labels, need_measuring, open_job, train_job
 from transfer.linear_probe import VIEW
 from transfer.supervised_views import make_augment
 
@@ -60,29 +57,19 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     average=config.average,
     chunks=config.chunks,
   )
-  run = Run(
-    config,
-    mesh=job.mesh,
-    method=method,
-    data=data,
-    initial=job.backbone.params,
-    what=job.backbone.where,
-  )
   if jax.process_index() == 0:
     print(how, file=sys.stderr)
   headline = 'average' if config.average else 'last'
-  with contextlib.closing(data):
-    return loop.train(
-      run,
-      workdir,
-      total=total,
-      evaluators=[
-        Accuracy(
-          job.extractor_of(classify(method)), job.test, headline=headline
-        )
-      ],
-      data_fingerprint=feed.fingerprint(job.train),
-    )
+  extractor = job.extractor_of(classify(method))
+  return train_job(
+    job,
+    config,
+    method,
+    data,
+    Accuracy(extractor, job.test, headline=headline),
+    total=total,
+    initial=job.backbone.params,
+  )
 
 
 def _computing(config: Any) -> dict[str, Any]:

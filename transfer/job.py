@@ -1,5 +1,6 @@
 """What jobs on a frozen encoder share: opening it, its data and the workdir."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -17,9 +18,11 @@ from jax.sharding import Mesh
 from input_pipeline import feed
 from input_pipeline.source import Source
 from input_pipeline.views import View
-from training import distributed, sharding
+from training import distributed, loop, sharding
 from training import workdir as workdirs
 from training.metrics import write_json
+from training.protocols import Evaluator
+from training.step import Run
 from transfer.backbone import Backbone, fresh_backbone, load_backbone
 from transfer.extract import Extractor
 
@@ -213,6 +216,45 @@ def open_job(config: Any, workdir: epath.PathLike, **fields: Any) -> Job:
     train=train,
     test=test,
   )
+
+
+def train_job(
+  job: Job,
+  config: Any,
+  method: Any,
+  data: Any,
+  evaluator: Evaluator,
+  *,
+  total: int,
+  initial: Mapping[str, Any] | None,
+) -> dict[str, float]:
+  """Trains and measures what a job adds to an encoder; the loop's summary.
+
+  Args:
+    job: the job.
+    config: as it is recorded.
+    method: what is trained.
+    data: its batches; closed at the end.
+    evaluator: measures it.
+    total: number of steps.
+    initial: {parameter path: array} of the encoder to begin with, or None.
+  """
+  run = Run(
+    config,
+    mesh=job.mesh,
+    method=method,
+    data=data,
+    initial=initial,
+    what=job.backbone.where,
+  )
+  with contextlib.closing(data):
+    return loop.train(
+      run,
+      job.workdir,
+      total=total,
+      evaluators=[evaluator],
+      data_fingerprint=feed.fingerprint(job.train),
+    )
 
 
 def run_job(

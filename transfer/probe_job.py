@@ -1,6 +1,5 @@
 """The job `linear_probe`: from a config to the accuracies of all probes."""
 
-import contextlib
 import sys
 from typing import Any
 
@@ -9,17 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from input_pipeline import feed, mode
+from input_pipeline import mode
 from input_pipeline.source import Source
 from training import distributed, loop, sharding
 from training.checkpoint import Checkpoints
 from training.metrics import write_json
 from training.recipe import make_recipe
-from training.step import Run
 from training.workdir import check_config
 from transfer.accuracy import Accuracy, classify
 from transfer.cached import CachedExtractor, CachedFeatures
-from transfer.job import Job, need_labels, need_measuring, open_job
+from transfer.job import Job, need_labels, need_measuring, open_job, train_job
 from transfer.linear_probe import VIEW, LinearProbes, Probe
 
 SHOWN = 5  # of the grid, on the screen
@@ -82,24 +80,17 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   def label(name, i):
     return f'{name}/lr{method.rates[i]:g}'
 
-  run = Run(
-    config,
-    mesh=job.mesh,
-    method=method,
-    data=data,
-    initial=None if config.probe.cached else job.backbone.params,
-    what=job.backbone.where,
-  )
   if jax.process_index() == 0:
     print(how, file=sys.stderr)
-  with contextlib.closing(data):
-    summary = loop.train(
-      run,
-      workdir,
-      total=total,
-      evaluators=[Accuracy(extractor, job.test, label)],
-      data_fingerprint=feed.fingerprint(job.train),
-    )
+  summary = train_job(
+    job,
+    config,
+    method,
+    data,
+    Accuracy(extractor, job.test, label),
+    total=total,
+    initial=None if config.probe.cached else job.backbone.params,
+  )
   return _conclude(job, summary)
 
 
