@@ -51,14 +51,14 @@ from training.step import Run
 from training.warm_start import load_params
 from transfer.accuracy import Accuracy, classify
 from transfer.check_data import check_data
-from transfer.embed import embed
+from transfer.embed.job import embed
 from transfer.extract import Extractor
-from transfer.fewshot import fewshot
-from transfer.finetune import finetune
-from transfer.knn_job import knn
-from transfer.online_knn import online_knn, scores_line
-from transfer.probe_job import linear_probe
-from transfer.visualize import visualize
+from transfer.fewshot.job import fewshot
+from transfer.finetune.job import finetune
+from transfer.knn.job import knn
+from transfer.knn.online import online_knn, scores_line
+from transfer.probe.job import linear_probe
+from transfer.visualize.job import visualize
 
 FIGURE_ROWS = 8
 CONFIG = config_flags.DEFINE_config_file(

@@ -14,7 +14,7 @@ Words: data (photos, cifar10, folder, arrays). The encoder is that of the run.
 Two runs side by side (`compare`) are RePre's Fig. 4: attention of the last
 layer, and t-SNE of 20 random classes. The paper states neither how heads are
 put together (here: their mean) nor the numbers of t-SNE (here: see
-`transfer/projections.py`). With `runs` alone no checkpoint is read.
+`transfer/visualize/projections.py`). With `runs` alone no checkpoint is read.
 
 The PNGs are in images/ and in TensorBoard, the numbers behind them in
 figures.json and figures.npz.

@@ -13,7 +13,7 @@ import tiny_run
 import main  # noqa: F401, so that its flags exist before any test parses some
 from input_pipeline.resident import Resident
 from training.signals import Stopped
-from transfer.online_knn import Knn
+from transfer.knn.online import Knn
 
 
 @pytest.fixture(scope='module')

@@ -37,7 +37,8 @@ LAZY = {
   ),
   'torch': ('interop/',),
   'safetensors': ('interop/',),
-  'pyarrow': ('transfer/embed_files.py',),
+  'pyarrow': ('transfer/embed/files.py',),
+  'matplotlib': ('transfer/visualize/',),
 }
 MAX_FILE, MAX_FUNCTION = 320, 85
 

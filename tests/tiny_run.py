@@ -163,7 +163,7 @@ sys.argv[1:3] = []
 
 import main
 from input_pipeline.resident import Resident
-from transfer.online_knn import Knn
+from transfer.knn.online import Knn
 
 def die(now=True):
   if now:

@@ -10,8 +10,9 @@ import tiny_run
 
 from input_pipeline.arrays import fit
 from input_pipeline.decode import decode
-from transfer import embed, parts
+from transfer import parts
 from transfer.backbone import load_backbone
+from transfer.embed import job as embed
 
 pq = pytest.importorskip('pyarrow.parquet')
 

@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler, normalize
 
 from input_pipeline.folder import from_folder
-from transfer import fewshot_solvers as solvers
-from transfer.fewshot_subsets import draw_subsets, listed_subset
+from transfer.fewshot import solvers
+from transfer.fewshot.subsets import draw_subsets, listed_subset
 from transfer.job import Job
 
 LABELS = np.repeat(np.arange(5), (100, 250, 30, 7, 613))

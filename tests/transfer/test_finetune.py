@@ -15,8 +15,8 @@ from training.recipe import Recipe
 from training.schedules import constant
 from training.warm_start import load_params
 from transfer.backbone import load_backbone
-from transfer.classifier import Classifier
-from transfer.supervised_views import make_augment
+from transfer.finetune.classifier import Classifier
+from transfer.finetune.views import make_augment
 
 CLASSES = 4
 

@@ -10,7 +10,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from input_pipeline.arrays import Arrays
 from training import sharding
-from transfer import knn, online_knn
+from transfer.knn import online as online_knn
+from transfer.knn import vote as knn
 
 
 @pytest.fixture(scope='module')

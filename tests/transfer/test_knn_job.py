@@ -11,8 +11,8 @@ import pytest
 import tiny_run
 from sklearn.neighbors import KNeighborsClassifier
 
-from transfer import knn_job
-from transfer.knn import raw_pixels
+from transfer.knn import job as knn_job
+from transfer.knn.vote import raw_pixels
 
 KS = '--config.neighbors.k=(1, 5, 20)'
 

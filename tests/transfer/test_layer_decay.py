@@ -12,7 +12,7 @@ from training.optim import assign
 from training.recipe import Recipe
 from training.schedules import constant
 from training.state import named_leaves
-from transfer.layer_decay import layer_of, layer_rules
+from transfer.finetune.layer_decay import layer_of, layer_rules
 
 GOLDEN = pathlib.Path(__file__).parent.parent / 'goldens' / 'layer_decay.npz'
 RECIPE = Recipe(lr=constant(2.0), decay=0.05, peak=2.0, total=10)

@@ -17,8 +17,8 @@ from training.schedules import constant
 from training.step import Run
 from training.warm_start import load_params
 from transfer.accuracy import Accuracy, strongest
-from transfer.cached import CachedExtractor, CachedFeatures
-from transfer.linear_probe import LinearProbes, Probe
+from transfer.probe.cached import CachedExtractor, CachedFeatures
+from transfer.probe.heads import LinearProbes, Probe
 
 RATES = (0.1, 0.5, 2.0)
 CLASSES, DIM, COUNT = 3, 5, 48

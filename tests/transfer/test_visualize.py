@@ -21,9 +21,9 @@ from pretrain.run_figures import run_figures
 from training.warm_start import load_params
 from training.workdir import WorkdirError
 from transfer.backbone import load_backbone
-from transfer.pictures import listed
-from transfer.projections import principal
-from transfer.visualize import chosen
+from transfer.visualize.job import chosen
+from transfer.visualize.pictures import listed
+from transfer.visualize.projections import principal
 
 SIZE = tiny_run.SIZE
 

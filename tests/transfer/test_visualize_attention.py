@@ -11,13 +11,13 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from models import make_encoder
 from models.windows import Windows
-from transfer.attention_depth import (
+from transfer.visualize.attention_depth import (
   attention_distance,
   by_depth,
   mutual_information,
   neighbourhoods,
 )
-from transfer.attention_maps import (
+from transfer.visualize.attention_maps import (
   mass_mask,
   query_map,
   stride_of,

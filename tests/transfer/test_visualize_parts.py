@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.datasets import make_blobs
 
 from training.state import Figure
-from transfer import curves, drawing, plots, projections, sheets
-from transfer.neighbours import nearest
+from transfer.visualize import curves, drawing, plots, projections, sheets
+from transfer.visualize.neighbours import nearest
 
 
 def pixels(png):
@@ -83,7 +83,7 @@ class TestNeighbours:
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(size=(20, 4)), rng.normal(size=(3, 4))
     want = nearest(bank, queries, 5)
-    monkeypatch.setattr('transfer.neighbours.CHUNK', 7)
+    monkeypatch.setattr('transfer.visualize.neighbours.CHUNK', 7)
     jointly = nearest(bank, queries, 5)
     np.testing.assert_array_equal(jointly[0], want[0])
 

@@ -16,8 +16,8 @@ from training.recipe import Recipe
 from training.rng import drop_path_noise, named_key
 from training.state import Aux, Figure
 from training.warm_start import given
-from transfer.layer_decay import layer_rules
-from transfer.linear_probe import VIEW
+from transfer.finetune.layer_decay import layer_rules
+from transfer.probe.heads import VIEW
 
 POOLS = ('auto', 'fc_norm')
 # (images, labels or soft labels, key) -> (images, soft labels [b, classes])

@@ -13,10 +13,10 @@ from absl import logging
 from etils import epath
 
 from training import distributed
-from transfer.fewshot_solvers import SCALINGS, logistic, ridge, scale
-from transfer.fewshot_subsets import Subset, draw_subsets, listed_subset
+from transfer.fewshot.solvers import SCALINGS, logistic, ridge, scale
+from transfer.fewshot.subsets import Subset, draw_subsets, listed_subset
 from transfer.job import Job, need_labels, run_job
-from transfer.knn import ranks
+from transfer.knn.vote import ranks
 from transfer.parts import keep_features
 
 PER_PART = 50_000  # images per file of kept features

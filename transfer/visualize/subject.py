@@ -10,11 +10,11 @@ import numpy as np
 
 from input_pipeline.eval_batches import eval_batches
 from input_pipeline.source import Source
-from transfer.attention_depth import by_depth
-from transfer.attention_maps import query_map, windows_of
 from transfer.extract import Extractor
 from transfer.job import Job
-from transfer.projections import choose_images, tsne
+from transfer.visualize.attention_depth import by_depth
+from transfer.visualize.attention_maps import query_map, windows_of
+from transfer.visualize.projections import choose_images, tsne
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

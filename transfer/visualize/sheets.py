@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from training.state import Figure
-from transfer.attention_maps import mass_mask
-from transfer.drawing import (
+from transfer.visualize.attention_maps import mass_mask
+from transfer.visualize.drawing import (
   Picture,
   as_rgb,
   bare,
@@ -17,7 +17,7 @@ from transfer.drawing import (
   render,
   show,
 )
-from transfer.plots import name_classes, scatter
+from transfer.visualize.plots import name_classes, scatter
 
 CELL = 0.95  # inches
 TITLE = 0.4

@@ -12,8 +12,8 @@ from etils import epath
 from transfer.extract import Extractor
 from transfer.frozen import features, pooled
 from transfer.job import Job, need_labels, run_job
-from transfer.knn import Neighbors, raw_pixels, vote
-from transfer.online_knn import BASELINE_SIZE
+from transfer.knn.online import BASELINE_SIZE
+from transfer.knn.vote import Neighbors, raw_pixels, vote
 
 
 def knn(config: Any, workdir: epath.PathLike) -> dict[str, Any]:

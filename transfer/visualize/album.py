@@ -12,7 +12,7 @@ from etils import epath
 from training import distributed, storage
 from training.metrics import write_json
 from training.tensorboard import Events
-from transfer.drawing import Picture
+from transfer.visualize.drawing import Picture
 
 Draw = Callable[[], list[Picture]]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from transfer.projections import unit
+from transfer.visualize.projections import unit
 
 CHUNK = 65_536  # of the bank: bounds the similarities in memory
 

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from training import distributed, process, storage
-from transfer.embed_files import WRITERS
+from transfer.embed.files import WRITERS
 from transfer.job import Job, run_job
 from transfer.parts import Parts, keep_features
 

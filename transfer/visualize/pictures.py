@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from training.state import Figure
-from transfer import plots, projections, sheets
-from transfer.album import Draw, LeftOutError
-from transfer.curves import grouped, read_curves, short_names
-from transfer.neighbours import nearest
-from transfer.subject import Subject
+from transfer.visualize import plots, projections, sheets
+from transfer.visualize.album import Draw, LeftOutError
+from transfer.visualize.curves import grouped, read_curves, short_names
+from transfer.visualize.neighbours import nearest
+from transfer.visualize.subject import Subject
 
 FEWEST = 5  # points that t-SNE can place
 

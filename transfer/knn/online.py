@@ -13,7 +13,7 @@ from input_pipeline.arrays import fit
 from input_pipeline.source import Source
 from training.protocols import Method
 from transfer.extract import Extractor
-from transfer.knn import histogram, knn_accuracy, raw_pixels
+from transfer.knn.vote import histogram, knn_accuracy, raw_pixels
 
 BASELINE_SIZE = 32  # pixels; bounds what raw pixels and histograms hold
 SCORES = (

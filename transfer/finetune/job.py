@@ -10,10 +10,10 @@ from etils import epath
 from training import loop, sharding
 from training.recipe import make_recipe
 from transfer.accuracy import Accuracy, classify
-from transfer.classifier import Classifier
+from transfer.finetune.classifier import Classifier
+from transfer.finetune.views import make_augment
 from transfer.job import Job, need_labels, need_measuring, open_job, train_job
-from transfer.linear_probe import VIEW
-from transfer.supervised_views import make_augment
+from transfer.probe.heads import VIEW
 
 
 def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:

@@ -16,9 +16,9 @@ from training.metrics import write_json
 from training.recipe import make_recipe
 from training.workdir import check_config
 from transfer.accuracy import Accuracy, classify
-from transfer.cached import CachedExtractor, CachedFeatures
 from transfer.job import Job, need_labels, need_measuring, open_job, train_job
-from transfer.linear_probe import VIEW, LinearProbes, Probe
+from transfer.probe.cached import CachedExtractor, CachedFeatures
+from transfer.probe.heads import VIEW, LinearProbes, Probe
 
 SHOWN = 5  # of the grid, on the screen
 

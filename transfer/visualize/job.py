@@ -10,18 +10,18 @@ from training import distributed, storage
 from training import workdir as workdirs
 from training.checkpoint import Checkpoints
 from training.metrics import write_json
-from transfer.album import Album
 from transfer.backbone import load_backbone
-from transfer.curves import short_names
 from transfer.job import Job, run_job
-from transfer.pictures import (
+from transfer.visualize.album import Album
+from transfer.visualize.curves import short_names
+from transfer.visualize.pictures import (
   PICTURES,
   FiguresOf,
   compare,
   curves,
   listed,
 )
-from transfer.subject import Subject
+from transfer.visualize.subject import Subject
 
 
 def visualize(

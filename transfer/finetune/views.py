@@ -11,7 +11,7 @@ from input_pipeline.mixing import mix
 from input_pipeline.rand_augment import rand_augment
 from input_pipeline.random_erasing import random_erasing
 from models.patches import IMAGENET_MEAN, IMAGENET_STD, per_channel
-from transfer.classifier import Augment
+from transfer.finetune.classifier import Augment
 
 
 def make_augment(

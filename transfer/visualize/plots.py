@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from transfer.curves import BASELINES, GROUPS, Points, never_changes
-from transfer.drawing import Picture, bare, colors, render
+from transfer.visualize.curves import BASELINES, GROUPS, Points, never_changes
+from transfer.visualize.drawing import Picture, bare, colors, render
 
 PANELS = 3  # in a row
 NAMED = 30  # classes; the colours of more could not be told apart anyway

@@ -17,7 +17,7 @@ import numpy as np
 from einops import rearrange
 
 from models.windows import Windows, attention_mask
-from transfer.attention_maps import (
+from transfer.visualize.attention_maps import (
   among_patches,
   in_image,
   stride_of,

@@ -1,0 +1,1 @@
+"""Classification of frozen features from few labels."""

@@ -1,0 +1,1 @@
+"""Nearest neighbours of frozen features, while training and after."""
