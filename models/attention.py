@@ -29,6 +29,8 @@ class Attention(nn.Module):
       8 x 197 x 384 with 12), elsewhere what JAX itself chooses.
     with_map: also return the attention weights; takes the plain path.
     kernel_init: how the four kernels start.
+    biases: which of query, key and value have a bias, by first letter: BEiT's
+      key has none, some have none at all. The output has one in any case.
   """
 
   num_heads: int
@@ -36,6 +38,7 @@ class Attention(nn.Module):
   impl: str = 'auto'
   with_map: bool = False
   kernel_init: Initializer = XAVIER
+  biases: str = 'qkv'
 
   @nn.compact
   def __call__(
@@ -67,6 +70,7 @@ class Attention(nn.Module):
         width,
         dtype=self.dtype,
         kernel_init=self.kernel_init,
+        use_bias=name == 'out' or name[0] in self.biases,
         name=name,
       )
 

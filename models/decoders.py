@@ -123,10 +123,7 @@ class FusionDecoder(nn.Module):
 
   def _widths(self, maps: tuple[jax.Array, ...]) -> tuple[int, ...]:
     """Width of every fusion block; raises ValueError for unfit maps."""
-    if self.fusion not in FUSIONS:
-      raise ValueError(
-        f'unknown fusion {self.fusion!r}; known: {", ".join(FUSIONS)}'
-      )
+    layers.check_word('fusion', self.fusion, FUSIONS)
     if not maps:
       raise ValueError('the decoder needs at least one level')
     grids = [tuple(m.shape[1:3]) for m in maps]

@@ -1,5 +1,7 @@
 """How parameters start, where Flax has no word for it."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -29,3 +31,17 @@ def torch_bias(fan_in: int) -> Initializer:
     return jax.random.uniform(key, shape, dtype, -1) * fan_in**-0.5
 
   return init
+
+
+class Init(NamedTuple):
+  """How a ViT's parameters start."""
+
+  kernel: Initializer  # of query, key, value, output and MLP
+  cls: Initializer
+  torch_patches: bool  # the patch embedding as PyTorch's default
+
+
+VIT_INITS = {
+  'moco_v3': Init(XAVIER, nn.initializers.normal(1e-6), torch_patches=False),
+  'trunc_normal': Init(NORMAL_02, NORMAL_02, torch_patches=True),
+}

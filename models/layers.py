@@ -25,6 +25,13 @@ def compute_dtype(name: str) -> jnp.dtype:
   return DTYPES[name]
 
 
+def check_word(name: str, word: str, known: tuple[str, ...]) -> None:
+  """Raises ValueError for a word of a field that is not among the known."""
+  if word not in known:
+    words = ', '.join(map(repr, known))
+    raise ValueError(f'unknown {name} {word!r}; known: {words}')
+
+
 def drop_path_rates(depth: int, rate: float) -> tuple[float, ...]:
   """Rates of stochastic depth per block, linear from 0 to `rate`.
 
@@ -119,21 +126,68 @@ def _gelu_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """GELU as OpenAI approximates it in CLIP: x σ(1.702 x)."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+  'gelu': gelu,
+  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+  'quick_gelu': quick_gelu,
+}
+MLPS = (*ACTIVATIONS, 'swiglu')
+
+
 class Mlp(nn.Module):
-  """Dense, exact (erf) GELU, Dense; biases start at 0."""
+  """Dense, exact (erf) GELU, Dense; biases start at 0.
+
+  Attributes:
+    hidden: width between the two.
+    dtype: compute dtype.
+    kernel_init: how both kernels start.
+    kind: one of ACTIVATIONS, or 'swiglu': `fc1` makes two halves, and fc2 reads
+      SiLU of the first times the second (Shazeer, arXiv:2002.05202; DINOv2).
+  """
 
   hidden: int
   dtype: jnp.dtype = jnp.float32
   kernel_init: Initializer = XAVIER
+  kind: str = 'gelu'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [b, n, d] to [b, n, d] in `dtype`."""
+    """Maps [b, n, d] to [b, n, d] in `dtype`.
+
+    Raises:
+      ValueError: for an unknown kind.
+    """
+    check_word('mlp', self.kind, MLPS)
     dense = functools.partial(
       Dense, dtype=self.dtype, kernel_init=self.kernel_init
     )
-    y = gelu(dense(self.hidden, name='fc1')(x))
+    if self.kind == 'swiglu':
+      gate, y = jnp.split(dense(2 * self.hidden, name='fc1')(x), 2, axis=-1)
+      y = jax.nn.silu(gate) * y
+    else:
+      y = ACTIVATIONS[self.kind](dense(self.hidden, name='fc1')(x))
     return dense(x.shape[-1], name='fc2')(y)
+
+
+class LayerScale(nn.Module):
+  """A learned factor per channel (Touvron et al., arXiv:2103.17239).
+
+  Attributes:
+    start: what the factors start with.
+  """
+
+  start: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Scales [..., d]; keeps the dtype."""
+    init = nn.initializers.constant(self.start)
+    return x * self.param('scale', init, x.shape[-1:]).astype(x.dtype)
 
 
 def layer_norm(
@@ -156,6 +210,10 @@ class Block(nn.Module):
     attention_impl: see `Attention`.
     with_map: also return the attention weights.
     kernel_init: how all kernels start.
+    mlp: kind of MLP, see `Mlp`.
+    biases: which of query, key and value have a bias, by first letter.
+    layer_scale: what the factors of both branches start with; 0: none.
+    epsilon: of the two LayerNorms.
   """
 
   num_heads: int
@@ -165,16 +223,25 @@ class Block(nn.Module):
   attention_impl: str = 'auto'
   with_map: bool = False
   kernel_init: Initializer = XAVIER
+  mlp: str = 'gelu'
+  biases: str = 'qkv'
+  layer_scale: float = 0.0
+  epsilon: float = 1e-6
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, noise: jax.Array | None = None
+    self,
+    x: jax.Array,
+    noise: jax.Array | None = None,
+    bias: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array | None]:
     """Applies attention and MLP, each with its residual.
 
     Args:
       x: [b, n, d].
       noise: uniform numbers for the two branches, [b, 2]; None = keep both.
+      bias: added to the logits of attention, float32; broadcasts to [b, heads,
+        n, n].
 
     Returns:
       [b, n, d], and the attention weights [b, heads, n, n] float32 or None.
@@ -186,16 +253,24 @@ class Block(nn.Module):
       impl=self.attention_impl,
       with_map=self.with_map,
       kernel_init=self.kernel_init,
+      biases=self.biases,
       name='attention',
-    )(layer_norm('norm1', self.dtype)(x))
-    x = x + drop_branch(y, first, self.drop_path)
+    )(layer_norm('norm1', self.dtype, self.epsilon)(x), bias)
+    x = x + drop_branch(self._scaled(y, 1), first, self.drop_path)
     y = Mlp(
-      int(x.shape[-1] * self.mlp_ratio),
+      round(x.shape[-1] * self.mlp_ratio),
       dtype=self.dtype,
       kernel_init=self.kernel_init,
+      kind=self.mlp,
       name='mlp',
-    )(layer_norm('norm2', self.dtype)(x))
+    )(layer_norm('norm2', self.dtype, self.epsilon)(x))
+    y = self._scaled(y, 2)
     return x + drop_branch(y, second, self.drop_path), weights
+
+  def _scaled(self, y: jax.Array, branch: int) -> jax.Array:
+    if not self.layer_scale:
+      return y
+    return LayerScale(self.layer_scale, name=f'layer_scale{branch}')(y)
 
 
 class BatchNorm(nn.Module):

@@ -154,6 +154,7 @@ class PatchEmbed(nn.Module):
   width: int
   dtype: jnp.dtype = jnp.float32
   torch_init: bool = False
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, patches: jax.Array) -> jax.Array:
@@ -163,7 +164,9 @@ class PatchEmbed(nn.Module):
     if self.torch_init:
       kernel_init, bias_init = TORCH_PATCH, torch_bias(p * p * c)
     kernel = self.param('kernel', kernel_init, (p, p, c, self.width))
+    flat = rearrange(kernel, 'p q c d -> (p q c) d').astype(self.dtype)
+    product = flat_product(patches.astype(self.dtype), flat)
+    if not self.use_bias:
+      return product
     bias = self.param('bias', bias_init, (self.width,))
-    kernel = rearrange(kernel, 'p q c d -> (p q c) d').astype(self.dtype)
-    product = flat_product(patches.astype(self.dtype), kernel)
     return product + bias.astype(self.dtype)

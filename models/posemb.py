@@ -1,5 +1,7 @@
 """Position tables: fixed ones, and learned ones for other grids."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -65,6 +67,30 @@ def interpolation_matrix(
     _bicubic(a, b, offset) for a, b in zip(old, new, strict=True)
   )
   return np.kron(rows, columns).astype(np.float32)
+
+
+def resample(
+  table: jax.Array,
+  old: tuple[int, int],
+  new: tuple[int, int],
+  *,
+  offset: float,
+) -> jax.Array:
+  """A learned table for another grid, see `interpolation_matrix`.
+
+  Args:
+    table: [old h * old w, d] float32.
+    old: (h, w) of the grid that it is for.
+    new: (h, w) of the grid that is wanted.
+    offset: see `interpolation_matrix`.
+
+  Returns:
+    [new h * new w, d] float32; the table itself if the grids are the same.
+  """
+  if old == new:
+    return table
+  matrix = interpolation_matrix(old, new, offset=offset)
+  return jnp.matmul(matrix, table, precision=jax.lax.Precision.HIGHEST)
 
 
 def _bicubic(old: int, new: int, offset: float) -> np.ndarray:

@@ -254,10 +254,7 @@ class Swin(nn.Module):
       )
     if self.window < 1:
       raise ValueError(f'window must be at least 1, not {self.window}')
-    if self.padding not in PADDINGS:
-      raise ValueError(
-        f'unknown padding {self.padding!r}; known: {", ".join(PADDINGS)}'
-      )
+    layers.check_word('padding', self.padding, PADDINGS)
     if self.attention_impl == 'cudnn':
       raise ValueError(
         "attention_impl 'cudnn' cannot train Swin's position bias: use 'auto' "

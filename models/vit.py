@@ -1,6 +1,6 @@
-"""Vision transformer in the flavours of MoCo v3 and of DINO."""
+"""Vision transformer, in the flavours that weights are released for."""
 
-from typing import ClassVar, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,10 @@ from flax import linen as nn
 
 from models import layers, patches
 from models.features import Features, Level
-from models.initializers import NORMAL_02, XAVIER, Initializer
+from models.initializers import NORMAL_02, VIT_INITS
 from models.masking import Mask
-from models.posemb import interpolation_matrix, sincos_2d
+from models.posemb import resample, sincos_2d
+from models.relative import RELATIVE, RelativePositions
 
 # Ti is the extrapolation that solo-learn uses: 12 heads like MoCo v3's S and B
 # (DINO's Ti has 3 and its S has 6). Mini is for 32-px images and patch 4; three
@@ -23,20 +24,8 @@ VARIANTS = {
   'b': dict(width=768, depth=12, num_heads=12),
   'l': dict(width=1024, depth=24, num_heads=16),
 }
-
-
-class Init(NamedTuple):
-  """How a ViT's parameters start."""
-
-  kernel: Initializer  # of query, key, value, output and MLP
-  cls: Initializer
-  torch_patches: bool  # the patch embedding as PyTorch's default
-
-
-INITS = {
-  'moco_v3': Init(XAVIER, nn.initializers.normal(1e-6), torch_patches=False),
-  'trunc_normal': Init(NORMAL_02, NORMAL_02, torch_patches=True),
-}
+POOLS = ('cls', 'mean', 'norm_mean')
+POSITIONS = ('sincos', 'learned', 'none')
 
 
 class ViT(nn.Module):
@@ -53,10 +42,13 @@ class ViT(nn.Module):
   CLS and the positions N(0, 0.02^2), biases 0, the patch embedding as PyTorch's
   default. Mind the heads: their Ti has 3 and their S has 6.
 
-  Parameters: `patch_embed` (kernel [p, p, c, d], bias), `cls` [1, 1, d], with
-  learned positions `pos_embed` [1, 1 + grid * grid, d] with that of CLS first,
-  `block_i` (norm1, attention/{query, key, value, out}, norm2, mlp/{fc1, fc2})
-  and `norm`. They are float32 whatever `dtype` says.
+  Parameters: `patch_embed` (kernel [p, p, c, d], bias), `cls` [1, 1, d],
+  `registers` [1, r, d], with learned positions `pos_embed` [1, prefix + h * w,
+  d] with those of the first tokens first, `position_bias`
+  (`RelativePositions`), `norm_pre`, `block_i` (norm1, attention/{query, key,
+  value, out}, layer_scale1, norm2, mlp/{fc1, fc2}, layer_scale2), `norm` and
+  `projection` [d, e]; what the fields leave out is not there. They are float32
+  whatever `dtype` says.
 
   Attributes:
     patch_size: side of a patch in pixels.
@@ -65,9 +57,11 @@ class ViT(nn.Module):
     num_heads: attention heads.
     mlp_ratio: hidden width of the MLPs over the width.
     in_channels: channels c of the images.
-    pool: 'cls', or 'mean' of the patch tokens after the final norm.
-    positions: 'sincos', fixed for any grid, or 'learned'.
-    positions_grid: side in patches of the square grid of learned positions.
+    pool: 'cls', 'mean' of the patch tokens after the final norm, or
+      'norm_mean', the norm of their mean (MAE's fine-tuning, timm's fc_norm).
+    positions: 'sincos', fixed for any grid, 'learned', or 'none'.
+    positions_grid: side in patches of the square grid of learned positions, or
+      its (h, w); also of relative ones.
     positions_offset: how they are resampled for other grids: 0.1 as DINO does,
       0 as Hugging Face and DINOv2; see `posemb.interpolation_matrix`.
     init_scheme: 'moco_v3' or 'trunc_normal', see above.
@@ -78,6 +72,21 @@ class ViT(nn.Module):
     mean: per-channel image mean, or one number for all; None is ImageNet's for
       three channels and 0.5 otherwise.
     std: the same for the standard deviation.
+    class_token: whether there is a CLS token. It and what follows differ from
+      the default in weights of others (`interop`).
+    registers: further tokens that stand for no patch, after CLS (Darcet et al.,
+      arXiv:2309.16588); a distilled DeiT's second token is one with a position.
+    positions_prefix: how many of the first tokens have a learned position.
+    relative: 'none', or biases by relative position, 'shared' by all blocks or
+      one table for each 'block'; see `RelativePositions`.
+    pre_norm: LayerNorm before the first block (CLIP).
+    mlp: 'gelu', 'gelu_tanh', 'quick_gelu' (CLIP) or 'swiglu' (DINOv2); see
+      `layers.Mlp`.
+    biases: which of query, key and value have a bias, by first letter.
+    patch_bias: whether the patch embedding has one.
+    layer_scale: what learned factors of both branches start with; 0: none.
+    norm_epsilon: of every LayerNorm.
+    projection: width of a last linear map of `pooled`, 0 for none (CLIP).
   """
 
   patch_size: int = 16
@@ -88,7 +97,7 @@ class ViT(nn.Module):
   in_channels: int = 3
   pool: str = 'cls'
   positions: str = 'sincos'
-  positions_grid: int = 14
+  positions_grid: int | tuple[int, int] = 14
   positions_offset: float = 0.1
   init_scheme: str = 'moco_v3'
   drop_path: float = 0.0
@@ -97,8 +106,17 @@ class ViT(nn.Module):
   attention_impl: str = 'auto'
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
-
-  norm_epsilon: ClassVar[float] = 1e-6  # of every LayerNorm
+  class_token: bool = True
+  registers: int = 0
+  positions_prefix: int = 1
+  relative: str = 'none'
+  pre_norm: bool = False
+  mlp: str = 'gelu'
+  biases: str = 'qkv'
+  patch_bias: bool = True
+  layer_scale: float = 0.0
+  norm_epsilon: float = 1e-6
+  projection: int = 0
 
   @property
   def depths(self) -> tuple[int, ...]:
@@ -109,6 +127,18 @@ class ViT(nn.Module):
   def strides(self) -> tuple[int, ...]:
     """Pixels per token along a side, for every level."""
     return (self.patch_size,) * self.depth
+
+  @property
+  def native_grid(self) -> tuple[int, int]:
+    """(h, w) in patches that learned positions are for."""
+    if isinstance(self.positions_grid, int):
+      return (self.positions_grid,) * 2
+    return tuple(self.positions_grid)
+
+  @property
+  def prefix(self) -> int:
+    """Number of tokens that stand for no patch."""
+    return self.class_token + self.registers
 
   @nn.compact
   def __call__(
@@ -133,8 +163,8 @@ class ViT(nn.Module):
         (teachers, evaluation).
 
     Returns:
-      Features: one level per block in `dtype`; tokens, cls and pooled after
-      the final norm in float32.
+      Features: one level per block in `dtype`; what follows the final norm in
+      float32.
 
     Raises:
       ValueError: for images, mask, noise or fields that do not fit together.
@@ -143,7 +173,12 @@ class ViT(nn.Module):
     cuts = {layers.resolve(i, self.depth, 'cuts') for i in cuts}
     maps = {i: layers.resolve(i, self.depth, 'attention') for i in attention}
     grid = tuple(side // self.patch_size for side in x.shape[1:3])
+    index = None if mask is None else mask.visible
+    biases = self._biases(grid, index)
     x = self._embed(x, mask)
+    dtype = layers.compute_dtype(self.dtype)
+    if self.pre_norm:
+      x = layers.layer_norm('norm_pre', dtype, self.norm_epsilon)(x)
     block_type = nn.remat(layers.Block) if self.remat else layers.Block
     rates = layers.drop_path_rates(self.depth, self.drop_path)
     levels, weights = [], {}
@@ -152,36 +187,53 @@ class ViT(nn.Module):
         num_heads=self.num_heads,
         mlp_ratio=self.mlp_ratio,
         drop_path=rates[i],
-        dtype=layers.compute_dtype(self.dtype),
+        dtype=dtype,
         attention_impl=self.attention_impl,
         with_map=i in maps.values(),
-        kernel_init=INITS[self.init_scheme].kernel,
+        kernel_init=VIT_INITS[self.init_scheme].kernel,
+        mlp=self.mlp,
+        biases=self.biases,
+        layer_scale=self.layer_scale,
+        epsilon=self.norm_epsilon,
         name=f'block_{i}',
       )
       branches = None if noise is None else noise[:, 2 * i : 2 * i + 2]
-      x, weights[i] = block(x, branches)
-      index = None if mask is None else mask.visible
-      levels.append(Level(x[:, :1], x[:, 1:], grid, index))
+      x, weights[i] = block(x, branches, biases[i])
+      prefix, tokens = x[:, : self.prefix], x[:, self.prefix :]
+      levels.append(Level(prefix, tokens, grid, index))
       if i in cuts:
         x = jax.lax.stop_gradient(x)
-    # float32 from here on, for losses and for what probes store.
-    # Normed apart, so that whoever reads one does not pay for the other.
-    norm = layers.layer_norm('norm', epsilon=self.norm_epsilon)
-    cls, tokens = norm(x[:, 0]), norm(x[:, 1:])
+    tokens, cls, pooled = self._final(x)
     return Features(
       levels=tuple(levels),
       tokens=tokens,
-      pooled=cls if self.pool == 'cls' else tokens.mean(axis=1),
+      pooled=pooled,
       cls=cls,
       attention={asked: weights[i] for asked, i in maps.items()},
     )
 
+  def _final(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None, Any]:
+    """Tokens, CLS and pooled feature, float32: for losses and for probes."""
+    x = x.astype(jnp.float32)
+    # Normed apart, so that whoever reads one does not pay for the other.
+    norm = layers.layer_norm('norm', epsilon=self.norm_epsilon)
+    cls = norm(x[:, 0]) if self.class_token else None
+    tokens = norm(x[:, self.prefix :])
+    pooled = cls if self.pool == 'cls' else tokens.mean(axis=1)
+    if self.pool == 'norm_mean':
+      pooled = norm(x[:, self.prefix :].mean(axis=1))
+    if self.projection:
+      shape = (self.width, self.projection)
+      init = nn.initializers.normal(self.width**-0.5)
+      pooled = pooled @ self.param('projection', init, shape)
+    return tokens, cls, pooled
+
   def _embed(self, x: jax.Array, mask: Mask | None) -> jax.Array:
-    """Images [b, H, W, c] to CLS and visible tokens, [b, 1 + k, d]."""
+    """Images [b, H, W, c] to prefix and visible tokens, [b, p + k, d]."""
     dtype = layers.compute_dtype(self.dtype)
     x = patches.normalize(x, self.mean, self.std)
     x = patches.patchify(x, self.patch_size)
-    at_cls, positions = self._positions(x.shape[1:3])
+    at_prefix, positions = self._positions(x.shape[1:3])
     x = rearrange(x, 'b h w f -> b (h w) f')
     if mask is not None:
       # Choosing patches before embedding them is the same as choosing tokens
@@ -193,44 +245,69 @@ class ViT(nn.Module):
       in_channels=self.in_channels,
       width=self.width,
       dtype=dtype,
-      torch_init=INITS[self.init_scheme].torch_patches,
+      torch_init=VIT_INITS[self.init_scheme].torch_patches,
+      use_bias=self.patch_bias,
       name='patch_embed',
     )(x)
     x = x + positions.astype(dtype)
-    cls = (
-      self.param('cls', INITS[self.init_scheme].cls, (1, 1, self.width))
-      + at_cls
-    )
-    cls = jnp.broadcast_to(cls.astype(dtype), (x.shape[0], 1, self.width))
-    return jnp.concatenate([cls, x], axis=1)
+    start = VIT_INITS[self.init_scheme].cls
+    sizes = dict(cls=int(self.class_token), registers=self.registers)
+    prefix = [
+      self.param(name, start, (1, size, self.width))
+      for name, size in sizes.items()
+      if size
+    ]
+    if not prefix:
+      return x
+    prefix = jnp.concatenate(prefix, axis=1)
+    prefix = prefix.at[:, : len(at_prefix)].add(at_prefix)
+    shape = (x.shape[0], self.prefix, self.width)
+    prefix = jnp.broadcast_to(prefix.astype(dtype), shape)
+    return jnp.concatenate([prefix, x], axis=1)
 
   def _positions(self, grid: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """Positions of CLS, [d], and of the patches, [n, d], float32."""
+    """Positions of the first tokens and of the patches, [n, d], float32."""
+    none = jnp.zeros((0, self.width))
+    if self.positions == 'none':
+      return none, jnp.zeros((grid[0] * grid[1], self.width))
     if self.positions == 'sincos':
-      return jnp.zeros(()), jnp.asarray(sincos_2d(grid, self.width))
-    side = self.positions_grid
-    shape = (1, 1 + side * side, self.width)
+      return none, jnp.asarray(sincos_2d(grid, self.width))
+    first, old = self.positions_prefix, self.native_grid
+    shape = (1, first + old[0] * old[1], self.width)
     table = self.param('pos_embed', NORMAL_02, shape)[0]
-    if grid == (side, side):
-      return table[0], table[1:]
-    matrix = interpolation_matrix(
-      (side, side), grid, offset=self.positions_offset
-    )
-    highest = jax.lax.Precision.HIGHEST
-    return table[0], jnp.matmul(matrix, table[1:], precision=highest)
+    offset = self.positions_offset
+    return table[:first], resample(table[first:], old, grid, offset=offset)
+
+  def _biases(
+    self, grid: tuple[int, int], visible: jax.Array | None
+  ) -> list[jax.Array | None]:
+    """What every block adds to its logits."""
+    if self.relative == 'none':
+      return [None] * self.depth
+    return RelativePositions(
+      kind=self.relative,
+      depth=self.depth,
+      num_heads=self.num_heads,
+      grid=self.native_grid,
+      class_token=self.class_token,
+      name='position_bias',
+    )(grid, visible)
 
   def _check(
     self, x: jax.Array, mask: Mask | None, noise: jax.Array | None
   ) -> None:
     """Raises ValueError, before anything compiles, for what cannot work."""
     for name, word, known in (
-      ('pool', self.pool, ('cls', 'mean')),
-      ('positions', self.positions, ('sincos', 'learned')),
-      ('init_scheme', self.init_scheme, tuple(INITS)),
+      ('pool', self.pool, POOLS),
+      ('positions', self.positions, POSITIONS),
+      ('relative', self.relative, RELATIVE),
+      ('init_scheme', self.init_scheme, tuple(VIT_INITS)),
     ):
-      if word not in known:
-        words = ', '.join(map(repr, known))
-        raise ValueError(f'unknown {name} {word!r}; known: {words}')
+      layers.check_word(name, word, known)
+    if self.pool == 'cls' and not self.class_token:
+      raise ValueError("pool='cls' needs class_token=True; or take 'mean'")
+    if self.relative != 'none' and self.registers:
+      raise ValueError('relative positions know no registers')
     patches.check_images(x, self.in_channels)
     b, height, width, _ = x.shape
     patches.check_divisible((height, width), self.patch_size)

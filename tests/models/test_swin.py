@@ -307,7 +307,7 @@ GOOD = (2, 8, 8, 3)
     ({'num_heads': (2,)}, GOOD, {}, 'must have one number of at least 1 for'),
     ({'depths': (2, 0)}, GOOD, {}, 'must have one number of at least 1 for'),
     ({'window': 0}, GOOD, {}, 'window must be at least 1, not 0'),
-    ({'padding': 'mirror'}, GOOD, {}, "padding 'mirror'; known: masked, zeros"),
+    ({'padding': 'mirror'}, GOOD, {}, "padding 'mirror'; known: 'masked'"),
     ({'dtype': 'float16'}, GOOD, {}, "unknown dtype 'float16'; known: float32"),
     ({'attention_impl': 'flash'}, GOOD, {}, "attention_impl 'flash'; known"),
     ({'attention_impl': 'cudnn'}, GOOD, {}, "position bias: use 'auto' or 'xl"),

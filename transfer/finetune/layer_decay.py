@@ -8,11 +8,11 @@ from training.optim import Rule, Rules
 from training.recipe import Recipe
 
 VECTORS = r'(.*/)?(bias|scale)'
-TOKENS = r'encoder/(cls|pos_embed)'
-TABLES = r'.*position_bias'
-BLOCK = re.compile(r'encoder/block_(\d+)/.*')
+TOKENS = r'encoder/(cls|registers|pos_embed)'
+TABLES = r'.*position_bias(/.*)?'
+BLOCK = re.compile(r'encoder/(?:position_bias/)?block_(\d+)(?:/.*)?')
 MERGE = re.compile(r'encoder/merge_(\d+)/.*')
-FIRST = r'encoder/(patch_embed|patch_norm)/.*|' + TOKENS
+FIRST = r'encoder/(patch_embed|patch_norm|norm_pre)/.*|' + TOKENS
 
 
 def layer_of(name: str, encoder: Any) -> int:
@@ -56,7 +56,10 @@ def layer_rules(
   """
   depth = encoder.depth
   patterns = {0: FIRST, depth + 1: '.*'}
-  patterns |= {i + 1: rf'encoder/block_{i}/.*' for i in range(depth)}
+  patterns |= {
+    i + 1: rf'encoder/(position_bias/block_{i}|block_{i}/.*)'
+    for i in range(depth)
+  }
   for stage in range(len(encoder.depths) - 1):
     layer = sum(encoder.depths[: stage + 1])
     patterns[layer] += rf'|encoder/merge_{stage}/.*'
