@@ -44,20 +44,20 @@ from training import (
   signals,
   storage,
 )
-from training.checkpoint import Checkpoints
 from training.fields import check_fields
 from training.protocols import Evaluator, Method
 from training.step import Run
-from training.warm_start import load_params
 from transfer.accuracy import Accuracy, classify
 from transfer.check_data import check_data
 from transfer.embed.job import embed
+from transfer.export import export
 from transfer.extract import Extractor
 from transfer.fewshot.job import fewshot
 from transfer.finetune.job import finetune
 from transfer.knn.job import knn
 from transfer.knn.online import online_knn, scores_line
 from transfer.probe.job import linear_probe
+from transfer.start import starting_point
 from transfer.visualize.job import visualize
 
 FIGURE_ROWS = 8
@@ -103,6 +103,7 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     test = feed.decoded(config.data, test)
   total = loop.count_steps(config, data.steps_per_epoch)
   channels = feed.channels_of(config.data, train)
+  config, initial = starting_point(config, workdir, channels=channels)
   method = from_config(
     config,
     channels=channels,
@@ -113,16 +114,13 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     method = OnlineProbe(
       base=method, classes=_classes(train), lr=config.online_probe_lr
     )
-  # A run that continues no longer needs what it began with.
-  started = Checkpoints(workdir).steps()
-  initial = None if started or not config.init_from else config.init_from
   run = Run(
     config,
     mesh=mesh,
     method=method,
     data=data,
-    initial=initial and load_params(initial),
-    what=initial,
+    initial=initial,
+    what=config.init_from,
   )
   shown = figure_images(config.data, train if test is None else test, channels)
   shown = jax.device_put(shown, sharding.replicated(mesh))
@@ -155,6 +153,7 @@ TASKS: Mapping[str, Callable[[Any, str], Any]] = {
   'fewshot': fewshot,
   'embed': embed,
   'visualize': functools.partial(visualize, figures_of=run_figures),
+  'export': export,
 }
 
 

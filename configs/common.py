@@ -48,7 +48,7 @@ def base() -> ml_collections.ConfigDict:
       eval_every=1000,  # also before the first step; 0 never
       checkpoint_every=1000,  # also at the end and on a signal
       keep_checkpoints=3,
-      init_from=config_dict.placeholder(str),  # a workdir to start from
+      init_from=config_dict.placeholder(str),  # workdir or file to start from
       checkpoint=config_dict.placeholder(str),  # downstream tasks: what to read
       resume='auto',  # 'force' continues a run with another config
       dtype='float32',  # 'bfloat16' computes; parameters stay float32
@@ -58,6 +58,7 @@ def base() -> ml_collections.ConfigDict:
       nonfinite_limit=20,  # so many bad steps in a row stop the run
       watchdog=600,  # seconds without a step until it says where; 0 never
       hang_limit=0,  # seconds without a step until it exits; 0 never
+      weights=_weights(),
       online_probe_lr=0.0,  # above 0: a linear probe learns beside (1e-2)
       knn=dict(
         k=20,
@@ -68,6 +69,26 @@ def base() -> ml_collections.ConfigDict:
       ),
     )
   )
+
+
+def _weights() -> dict:
+  """What a file of others' weights does not tell; None: its config does.
+
+  Read where `init_from` or `checkpoint` is such a file; see
+  `interop.hints.Hints`.
+  """
+  kinds = dict(
+    num_heads=int,
+    image_size=tuple,
+    norm_epsilon=float,
+    activation=str,
+    mean=tuple,
+    std=tuple,
+    positions_offset=float,
+    window=int,
+    in_channels=int,
+  )
+  return {k: config_dict.placeholder(kind) for k, kind in kinds.items()}
 
 
 def downstream(task: str, data: str, **fields) -> ml_collections.ConfigDict:

@@ -18,6 +18,8 @@ COMPLETE = {
   f'swin_{size}': functools.partial(swin.Swin, **fields)
   for size, fields in swin.VARIANTS.items()
 }
+# Nothing preset: for encoders that come with all their fields (`interop`).
+BARE = {'vit': vit.ViT, 'swin': swin.Swin}
 ENCODERS = PATCHED | COMPLETE
 # Only to guess what an unknown word was meant to be; any patch size works.
 USUAL_PATCHES = (4, 8, 14, 16, 32)
@@ -28,7 +30,7 @@ def make_encoder(word: str, **fields) -> nn.Module:
 
   Args:
     word: a name in PATCHED followed by the patch size, such as 'vit_s16', or
-      one in COMPLETE, such as 'swin_t'.
+      one in COMPLETE, such as 'swin_t', or in BARE.
     **fields: fields of the encoder that should differ from its variant's.
 
   Returns:
@@ -38,8 +40,8 @@ def make_encoder(word: str, **fields) -> nn.Module:
     ValueError: if no encoder has that name.
     TypeError: if the encoder has no such field.
   """
-  if word in COMPLETE:
-    return COMPLETE[word](**fields)
+  if word in COMPLETE or word in BARE:
+    return (COMPLETE | BARE)[word](**fields)
   match = re.fullmatch(r'(\w*[a-z])([1-9]\d*)', word)
   if match is None or match[1] not in PATCHED:
     usual = [f'{name}{p}' for name in PATCHED for p in USUAL_PATCHES]

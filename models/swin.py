@@ -82,6 +82,7 @@ class Swin(nn.Module):
     mean: per-channel image mean, or one number for all; None is ImageNet's for
       three channels and 0.5 otherwise.
     std: the same for the standard deviation.
+    norm_epsilon: of every LayerNorm (1e-6 in LocalMIM's code).
   """
 
   patch_size: int = 4
@@ -99,8 +100,8 @@ class Swin(nn.Module):
   attention_impl: str = 'auto'
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
+  norm_epsilon: float = EPSILON
 
-  norm_epsilon: ClassVar[float] = EPSILON
   pool: ClassVar[str] = 'mean'  # what `pooled` is; there is no CLS token
 
   @property
@@ -168,7 +169,7 @@ class Swin(nn.Module):
         x = jax.lax.stop_gradient(x)
     # float32 from here on, for losses and for what probes store.
     x = rearrange(x, 'b h w d -> b (h w) d')
-    tokens = layers.layer_norm('norm', epsilon=EPSILON)(x)
+    tokens = layers.layer_norm('norm', epsilon=self.norm_epsilon)(x)
     return Features(
       levels=tuple(levels),
       tokens=tokens,
@@ -190,7 +191,7 @@ class Swin(nn.Module):
       torch_init=True,
       name='patch_embed',
     )(x)
-    return layers.layer_norm('patch_norm', dtype, EPSILON)(x)
+    return layers.layer_norm('patch_norm', dtype, self.norm_epsilon)(x)
 
   def _stage(self, x, stage, native, noise, wanted, weights):
     """Blocks of one stage on a map [b, h, w, d]; fills `weights`."""
@@ -209,6 +210,7 @@ class Swin(nn.Module):
         dtype=layers.compute_dtype(self.dtype),
         attention_impl=self.attention_impl,
         with_map=i in wanted,
+        epsilon=self.norm_epsilon,
         name=f'block_{i}',
       )
       branches = None if noise is None else noise[:, 2 * i : 2 * i + 2]

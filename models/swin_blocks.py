@@ -11,7 +11,7 @@ from models.dense import Dense
 from models.initializers import NORMAL_02
 from models.windows import Windows, position_bias
 
-EPSILON = 1e-5  # of every LayerNorm
+EPSILON = 1e-5  # of every LayerNorm, unless somebody differs
 
 
 class SwinBlock(nn.Module):
@@ -29,6 +29,7 @@ class SwinBlock(nn.Module):
     dtype: compute dtype, also of the residual stream.
     attention_impl: see `Attention`.
     with_map: also return the attention weights.
+    epsilon: of the two LayerNorms.
   """
 
   num_heads: int
@@ -39,6 +40,7 @@ class SwinBlock(nn.Module):
   dtype: jnp.dtype = jnp.float32
   attention_impl: str = 'auto'
   with_map: bool = False
+  epsilon: float = EPSILON
 
   @nn.compact
   def __call__(
@@ -57,7 +59,7 @@ class SwinBlock(nn.Module):
     first, second = (None, None) if noise is None else noise.T
     offsets = (2 * self.reach - 1) ** 2
     table = self.param('position_bias', NORMAL_02, (offsets, self.num_heads))
-    y = layers.layer_norm('norm1', self.dtype, EPSILON)(x)
+    y = layers.layer_norm('norm1', self.dtype, self.epsilon)(x)
     h, w = self.windows.grid
     y = self.windows.partition(rearrange(y, 'b (h w) d -> b h w d', h=h, w=w))
     y, weights = Attention(
@@ -75,7 +77,7 @@ class SwinBlock(nn.Module):
       dtype=self.dtype,
       kernel_init=NORMAL_02,
       name='mlp',
-    )(layers.layer_norm('norm2', self.dtype, EPSILON)(x))
+    )(layers.layer_norm('norm2', self.dtype, self.epsilon)(x))
     return x + layers.drop_branch(y, second, self.drop_path), weights
 
 
@@ -90,13 +92,14 @@ class PatchMerging(nn.Module):
   """
 
   dtype: jnp.dtype = jnp.float32
+  epsilon: float = EPSILON
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [b, h, w, d] to [b, ceil(h / 2), ceil(w / 2), 2 * d]."""
     x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
     x = rearrange(x, 'b (h r) (w s) d -> b h w (s r d)', r=2, s=2)
-    x = layers.layer_norm('norm', self.dtype, EPSILON)(x)
+    x = layers.layer_norm('norm', self.dtype, self.epsilon)(x)
     return Dense(
       x.shape[-1] // 2,
       use_bias=False,

@@ -24,7 +24,13 @@ ALLOWED = {
     'input_pipeline.augment',
     'input_pipeline.views',
   ),
-  'transfer': ('models', 'training', 'input_pipeline', 'pretrain.losses'),
+  'transfer': (
+    'models',
+    'training',
+    'input_pipeline',
+    'pretrain.losses',
+    'interop',
+  ),
   'interop': ('models',),
 }
 ENTRIES = ('main', 'benchmarks')  # they may import everything

@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from etils import epath
 from flax import traverse_util
 
+from interop.files import is_weights
+from interop.load import load_encoder
 from models import make_encoder
 from training import distributed, storage
 from training.checkpoint import CheckpointError
@@ -48,15 +52,19 @@ def load_backbone(
   *,
   which: str = 'auto',
   dtype: str = 'float32',
+  weights: Mapping[str, Any] | None = None,
   **fields: Any,
 ) -> Backbone:
-  """Reads the encoder of a run of this project, whatever method trained it.
+  """Reads a trained encoder: of a run, whatever its method, or of others.
 
   Args:
-    path: a workdir (its newest intact checkpoint) or one `checkpoints/STEP`.
+    path: a workdir (its newest intact checkpoint), one `checkpoints/STEP`, or a
+      file (or folder of a hub) of somebody else's weights, see
+      `interop.load.load_encoder`.
     which: 'student', 'teacher', or 'auto': the one that the run's own k-NN
       reads (DINO's teacher, else the student).
     dtype: compute dtype of the encoder.
+    weights: `config.weights`, what a file of others does not tell.
     **fields: fields of the encoder that differ from the run's.
 
   Returns:
@@ -65,14 +73,23 @@ def load_backbone(
   Raises:
     CheckpointError: no path, no checkpoint there, no such encoder in it, or a
       damaged one.
-    ValueError: an unknown `which`.
+    ValueError: an unknown `which`, or `weights` of a run of this project.
+    WeightsError: a file without an encoder of a known layout.
   """
   if which not in WHICH:
     raise ValueError(f'which={which!r} must be one of {", ".join(WHICH)}')
   if not path:
     raise CheckpointError(
-      'nothing to evaluate: set config.checkpoint to the workdir of a run, or '
-      'to one of its checkpoints/STEP'
+      'nothing to evaluate: set config.checkpoint to the workdir of a run, to '
+      "one of its checkpoints/STEP, or to a file of others' weights"
+    )
+  told = {k: v for k, v in (weights or {}).items() if v is not None}
+  if is_weights(path):
+    return _foreign(path, which, told, dict(dtype=dtype) | fields)
+  if told:
+    raise ValueError(
+      f"config.weights.{min(told)} is for files of others' weights; the config "
+      f'of {path}, a run of this project, says it'
     )
   path = storage.resolve(path)
   config = _config_of(path)
@@ -100,6 +117,25 @@ def load_backbone(
     where=str(path),
     which=which,
     config=config,
+  )
+
+
+def _foreign(
+  path: epath.PathLike,
+  which: str,
+  told: Mapping[str, Any],
+  fields: Mapping[str, Any],
+) -> Backbone:
+  """The encoder of a file; says what was recognised."""
+  loaded = load_encoder(path, which=which, **told)
+  if jax.process_index() == 0:
+    print(loaded.said, file=sys.stderr)
+  return Backbone(
+    encoder=_make(loaded.spec, fields),
+    params=loaded.params,
+    where=str(path),
+    which=loaded.which,
+    config=dict(encoder=dict(loaded.spec)),
   )
 
 

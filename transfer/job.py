@@ -201,7 +201,9 @@ def open_job(config: Any, workdir: epath.PathLike, **fields: Any) -> Job:
     channels = feed.channels_of(config.data, train)
     backbone = fresh_backbone(config, in_channels=channels, **fields)
   else:
-    backbone = load_backbone(config.checkpoint, which=config.which, **fields)
+    backbone = load_backbone(
+      config.checkpoint, which=config.which, weights=config.weights, **fields
+    )
   channels = backbone.encoder.in_channels
   if train.channels not in (None, channels):
     raise ValueError(

@@ -1,0 +1,1 @@
+"""Names and layouts of other people's weights, in and out."""

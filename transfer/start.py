@@ -1,0 +1,85 @@
+"""Where pre-training starts from: a run, or weights of others."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from interop.files import is_weights
+from interop.load import load_encoder
+from training import distributed, storage
+from training.checkpoint import Checkpoints
+from training.warm_start import load_params
+from transfer.backbone import FREE
+
+
+def starting_point(
+  config: Any, workdir: epath.PathLike, *, channels: int
+) -> tuple[Any, Mapping[str, Any] | None]:
+  """The config that a run has, and the parameters that it begins with.
+
+  An encoder of others brings its architecture along: it takes the place of
+  `config.encoder`, whose `drop_path` and the like stay, and the heads begin
+  afresh.
+
+  Args:
+    config: of the run; read here: `init_from`, `weights`, `encoder`.
+    workdir: its folder; a run that continues no longer needs what it began
+      with.
+    channels: of the images; the first layer is inflated or reduced to them.
+
+  Returns:
+    The config, a copy where the encoder is another one, and {parameter path:
+    array} or None.
+
+  Raises:
+    CheckpointError, WeightsError: nothing to read there.
+    ValueError: an encoder of another family than the config's, or
+      `config.weights` without such a file.
+  """
+  started = bool(Checkpoints(workdir).steps())
+  told = {k: v for k, v in config.weights.items() if v is not None}
+  if not config.init_from or not is_weights(config.init_from):
+    if told:
+      raise ValueError(
+        f"config.weights.{min(told)} is for files of others' weights: set "
+        'config.init_from to one'
+      )
+    if started or not config.init_from:
+      return config, None
+    return config, load_params(config.init_from)
+  if started:
+    return _with_encoder(config, _recorded(workdir)), None
+  loaded = load_encoder(config.init_from, **{'in_channels': channels} | told)
+  _check_family(config.encoder.name, loaded.spec['name'], config.init_from)
+  if jax.process_index() == 0:
+    print(f'{loaded.said}; heads start fresh', file=sys.stderr)
+  return _with_encoder(config, loaded.spec), loaded.params
+
+
+def _recorded(workdir: epath.PathLike) -> Mapping[str, Any]:
+  """The encoder that a run began with."""
+  path = storage.resolve(workdir) / 'config.json'
+  return distributed.on_lead(lambda: json.loads(path.read_text()))['encoder']
+
+
+def _with_encoder(config: Any, spec: Mapping[str, Any]) -> Any:
+  """A config with another encoder, which computes as the old one would."""
+  free = {k: v for k, v in config.encoder.items() if k in FREE}
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.encoder = type(config)(dict(spec) | free)
+  return config
+
+
+def _check_family(wanted: str, found: str, path: str) -> None:
+  """RePre's decoders and the masks depend on it, and so do the recipes."""
+  family = wanted.partition('_')[0]
+  if family != found:
+    raise ValueError(
+      f'{path} holds a {found}, and the config word {wanted} means a {family}: '
+      f'take a word that begins with {found}'
+    )
