@@ -1,8 +1,9 @@
 """Records tiny random encoders of timm and Hugging Face with what they return.
 
 Needs torch, timm and transformers; nothing that the tests need does. Writes a
-folder for each, as its library saves it, with `expected.npz`: `images` in
-[0, 1], `level{i}` after every block (Swin: stage), `pooled`, and `mean`, `std`.
+folder for each, as its library saves it, with `expected.npz`: `images` uint8
+[2, h, w, 3], `level{i}` after every block (Swin: stage), `pooled`, and `mean`,
+`std`.
 
   python tests/interop/record_encoders.py FOLDER
 """
@@ -57,9 +58,10 @@ TIMM = {
     dict(
       img_size=64,
       embed_dim=8,
-      depths=(2, 2, 2),
+      depths=(2, 1, 1),
       num_heads=(1, 2, 4),
-      window_size=4,
+      window_size=5,
+      mlp_ratio=2,
     ),
     IMAGENET,
   ),
@@ -99,9 +101,10 @@ HUGGING_FACE = {
     'SwinConfig',
     dict(
       embed_dim=8,
-      depths=[2, 2],
+      depths=[2, 1],
       num_heads=[1, 2],
       window_size=4,
+      mlp_ratio=2.0,
       image_size=SIZE,
       patch_size=4,
     ),
@@ -121,18 +124,18 @@ def shaken(model):
 
 def draw(height, width, statistics):
   generator = torch.Generator().manual_seed(2)
-  images = torch.rand((2, 3, height, width), generator=generator)
+  images = torch.randint(256, (2, 3, height, width), generator=generator)
   mean, std = (
     torch.tensor(statistics[k])[:, None, None] for k in ('mean', 'std')
   )
-  return images, (images - mean) / std
+  return images, (images / 255 - mean) / std
 
 
 def save(folder, images, levels, pooled, statistics):
   arrays = {f'level{i}': x.detach().numpy() for i, x in enumerate(levels)}
   np.savez_compressed(
     folder / 'expected.npz',
-    images=images.permute(0, 2, 3, 1).numpy(),
+    images=images.permute(0, 2, 3, 1).numpy().astype(np.uint8),
     pooled=pooled.detach().numpy(),
     **statistics,
     **arrays,
