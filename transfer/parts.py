@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import io
 import json
+import struct
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from etils import epath
 from input_pipeline import feed
 from input_pipeline.arrays import Arrays
 from input_pipeline.source import Source
+from models.features import Features
 from training import distributed, storage
 from training.metrics import write_json
 from transfer.backbone import Backbone
@@ -27,17 +29,20 @@ LOOKED_AT = 16  # files whose content tells one data set from another
 
 
 class Parts:
-  """Files of features in the order of the images; for process 0 alone.
+  """Files of features in the order of the images.
+
+  Process 0 alone writes; what reads is for every process that sees the folder.
 
   Args:
     folder: of the files, `0000000.npz` and on, and of `about.json`.
 
   Attributes:
+    folder: that of the files.
     count: how many parts there are.
   """
 
   def __init__(self, folder: epath.Path):
-    self._folder, self.count = folder, 0
+    self.folder, self.count = folder, 0
 
   def open(self, about: Mapping[str, Any]) -> None:
     """Finds the parts that a job can go on after.
@@ -46,8 +51,8 @@ class Parts:
       about: what the features are of, plain data. Parts of anything else, and
         those from the first damaged one on, are no longer counted.
     """
-    path = self._folder / 'about.json'
-    self._folder.mkdir(parents=True, exist_ok=True)
+    path = self.folder / 'about.json'
+    self.folder.mkdir(parents=True, exist_ok=True)
     try:
       old = json.loads(path.read_text()) if path.exists() else None
     except ValueError:
@@ -57,18 +62,18 @@ class Parts:
         changed = [k for k in about if old.get(k) != about[k]]
         logging.warning(
           '%s: kept features are of other %s: starting over',
-          self._folder,
+          self.folder,
           ', '.join(changed) or 'contents',
         )
       path.unlink(missing_ok=True)  # first: from now on nothing counts
-      for part in self._folder.glob('*.npz'):
+      for part in self.folder.glob('*.npz'):
         part.unlink()
       write_json(path, about)
     while self._whole(self._path(self.count)):
       self.count += 1
 
   def _path(self, number: int) -> epath.Path:
-    return self._folder / f'{number:07}.npz'
+    return self.folder / f'{number:07}.npz'
 
   def _whole(self, path: epath.Path) -> bool:
     """Whether a part is there and can be read."""
@@ -103,16 +108,52 @@ class Parts:
     index, values = zip(*self, strict=True)
     return np.concatenate(index), np.concatenate(values)
 
+  def mapped(self) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(index of all, features of each part read as they are asked for).
+
+    Of a folder on a disk: nothing but the indices is in memory.
+    """
+    paths = [self._path(number) for number in range(self.count)]
+    index = []
+    for path in paths:
+      with np.load(path) as file:
+        index.append(file['index'])
+    return np.concatenate(index), [_mapped(path) for path in paths]
+
+  def copy(self, folder: epath.Path) -> 'Parts':
+    """The same parts in another folder, of a disk, to be mapped there."""
+    out = Parts(folder)
+    for number in range(self.count):
+      out._path(number).write_bytes(self._path(number).read_bytes())
+      out.count += 1
+    return out
+
   def remove(self) -> None:
     """Deletes the folder, if it is there."""
-    if self._folder.exists():
-      self._folder.rmtree()
+    if self.folder.exists():
+      self.folder.rmtree()
 
 
 def _read(path: epath.Path) -> tuple[np.ndarray, np.ndarray]:
   # From memory: zip files are read back to front, slow in object stores.
   with np.load(io.BytesIO(path.read_bytes())) as file:
     return file['index'], file['features']
+
+
+def _mapped(path: epath.Path) -> np.ndarray:
+  """The features of a part, not read yet: `np.savez` does not compress."""
+  with zipfile.ZipFile(path) as file:
+    start = file.getinfo('features.npy').header_offset
+  with open(path, 'rb') as file:
+    file.seek(start + 26)  # lengths of the name and of what else is before
+    start += 30 + sum(struct.unpack('<HH', file.read(4)))
+    file.seek(start)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    start = file.tell()
+  if not shape[0]:  # nothing is no file to the system
+    return np.zeros(shape, dtype)
+  return np.memmap(path, dtype, mode='r', offset=start, shape=shape)
 
 
 def keep_features(
@@ -124,18 +165,22 @@ def keep_features(
   per_part: int,
   indices: Sequence[int] | None = None,
   dtype: str = 'float32',
+  pick: Callable[[Any, Features], jax.Array] | None = None,
+  options: Mapping[str, Any] | None = None,
 ) -> Parts:
   """Encodes images, or goes on doing so, and keeps the features in parts.
 
   Args:
-    job: read here: the encoder, `config.features` and how images are brought to
-      size.
+    job: read here: the encoder and how images are brought to size.
     source: the images.
     folder: of the parts.
     what: names it on the progress bar.
     per_part: images per part, rounded up to whole batches.
     indices: which images, increasing; None for all.
     dtype: of the kept features.
+    pick: (variables, Features) -> [b, d], what is kept; None for what
+      `config.features` asks for.
+    options: plain data that tell one `pick` from another.
 
   Returns:
     The parts, all of them; images that could not be read are left out.
@@ -150,8 +195,9 @@ def keep_features(
   parts = Parts(folder)
 
   def begin():
-    about = _about(job, source, indices) | dict(dtype=dtype, per_part=per_part)
-    parts.open(about)
+    chosen = job.config.features.to_dict() if pick is None else dict(options)
+    about = _about(job, source, indices, chosen)
+    parts.open(about | dict(dtype=dtype, per_part=per_part))
     return parts.count
 
   done = parts.count = distributed.on_lead(begin)
@@ -160,7 +206,7 @@ def keep_features(
     print(f'{what}: {seen:,} images are done already', file=sys.stderr)
   if seen == len(indices):
     return parts
-  extractor = job.extractor(pooled(job))
+  extractor = job.extractor(pick or pooled(job))
   waiting = []
   with contextlib.closing(
     features(job, extractor, source, what=what, indices=indices[seen:])
@@ -172,6 +218,7 @@ def keep_features(
         part = [np.concatenate(x) for x in zip(*waiting, strict=True)]
         distributed.on_lead(lambda part=part: parts.add(*part))
         waiting = []
+  parts.count = distributed.on_lead(lambda: parts.count)
   return parts
 
 
@@ -186,7 +233,9 @@ def _cast(values: np.ndarray, dtype: str) -> np.ndarray:
   return out
 
 
-def _about(job: Job, source: Source, indices: np.ndarray) -> dict[str, Any]:
+def _about(
+  job: Job, source: Source, indices: np.ndarray, chosen: Mapping[str, Any]
+) -> dict[str, Any]:
   """What features are of: other weights, images or options are others."""
   data = job.config.data
   chosen = hashlib.sha256(indices.astype('<i8').tobytes()).hexdigest()[:16]
@@ -195,7 +244,7 @@ def _about(job: Job, source: Source, indices: np.ndarray) -> dict[str, Any]:
     images=_images(source),
     chosen=f'{len(indices):,} of {len(source):,}, {chosen}',
     options=dict(
-      features=job.config.features.to_dict(),
+      features=chosen,
       dtype=job.config.dtype,
       image_size=data.image_size,
       eval_crop=data.eval_crop,

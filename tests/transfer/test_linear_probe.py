@@ -10,7 +10,6 @@ import tiny_run
 
 import main
 from configs import linear_probe as configs
-from input_pipeline import mode
 from training import optim, sharding
 from training.recipe import make_recipe
 from training.schedules import constant
@@ -227,27 +226,6 @@ class TestJob:
       config('arrays,sweep', probe__blocks=(1, 2)), str(again)
     )
     assert tiny_run.checksums(again, last) == tiny_run.checksums(workdir, last)
-
-  def test_cached_features_probe_as_well(self, tmp_path):
-    found = config(
-      'arrays,mae,cached',
-      epochs=20.0,
-      optim__warmup_epochs=0.0,
-      optim__base_lr=100.0,
-    )
-    summary = main.TASKS['linear_probe'](found, str(tmp_path / 'run'))
-    assert summary['top1'] > 40  # of four classes
-    assert 'best' not in summary  # one classifier is no grid
-    assert not any(
-      n.startswith('encoder') for n in load_params(tmp_path / 'run')
-    )
-
-  def test_features_that_do_not_fit_are_told_first(self, tmp_path, monkeypatch):
-    monkeypatch.setattr(mode, 'device_room', lambda: 1000)
-    with pytest.raises(
-      ValueError, match=r'48 images take .* leave out the word'
-    ):
-      main.TASKS['linear_probe'](config('arrays,cached'), str(tmp_path / 'run'))
 
   @pytest.mark.parametrize('protocol', configs.PROTOCOLS)
   def test_protocols_are_the_papers(self, protocol):

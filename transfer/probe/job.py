@@ -4,21 +4,19 @@ import sys
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
-from input_pipeline import mode
-from input_pipeline.source import Source
 from training import distributed, loop, sharding
 from training.checkpoint import Checkpoints
 from training.metrics import write_json
 from training.recipe import make_recipe
+from training.schedules import constant
 from training.workdir import check_config
 from transfer.accuracy import Accuracy, classify
 from transfer.job import Job, need_labels, need_measuring, open_job, train_job
-from transfer.probe.cached import CachedExtractor, CachedFeatures
+from transfer.probe.cached import CachedExtractor
 from transfer.probe.heads import VIEW, LinearProbes, Probe
+from transfer.probe.kept import kept_data
 
 SHOWN = 5  # of the grid, on the screen
 
@@ -57,15 +55,8 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
     chunks=config.chunks,
   )
   if config.probe.cached:
-    pick = LinearProbes(**fields, schedule=lambda step: 1.0).pick
-    _check_room(job, pick)
-    train, test = (
-      _cache(job, source, pick) for source in (job.train, job.test)
-    )
-    data = CachedFeatures(
-      *train, batch_size=config.batch_size, seed=config.seed, mesh=job.mesh
-    )
-    how = f'{job.train.name}: {len(job.train):,} images, features in memory'
+    reader = LinearProbes(**fields, schedule=constant(1.0))
+    data, test, how = kept_data(job, reader)
   else:
     data, how = job.feed(VIEW)
   total = loop.count_steps(config, data.steps_per_epoch)
@@ -119,44 +110,6 @@ def _schedule(config: Any, data: Any, total: int):
     total=total,
   )
   return recipe.lr
-
-
-def _check_room(job: Job, pick: Any) -> None:
-  """Whether every device has room for the features of all training images.
-
-  Raises:
-    ValueError: it has not.
-  """
-  encoder, size = job.backbone.encoder, job.config.data.image_size
-
-  def one(variables):
-    image = jnp.zeros((1, size, size, encoder.in_channels))
-    return pick(variables['params'], encoder.apply(variables, image))
-
-  found = jax.eval_shape(one, job.backbone.variables())
-  width = sum(x.shape[-1] for x in found.values())
-  need, room = 4 * width * len(job.train), mode.device_room()
-  if need > room:
-    raise ValueError(
-      f'features of {len(job.train):,} images take {need / 1e9:.1f} GB, and a '
-      f'device has room for {room / 1e9:.1f}: leave out the word cached, or '
-      'take fewer config.probe.blocks and poolings'
-    )
-
-
-def _cache(
-  job: Job, source: Source, pick: Any
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Features and labels of all readable images, not augmented."""
-  extractor = job.extractor(
-    lambda variables, features: pick(variables['params'], features)
-  )
-  found, labels = [], []
-  for part, rows in job.features(extractor, source, what=source.name):
-    found.append(part)
-    labels.append(rows['label'])
-  features = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
-  return features, np.concatenate(labels)
 
 
 def _conclude(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
