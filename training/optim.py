@@ -50,6 +50,7 @@ class Rule:
 
   Attributes:
     lr: the rate, a number or a function of the step.
+    scale: factor of the rate (layer-wise decay); 1 for the run's own.
     decay: decoupled weight decay (LARS, SGD: coupled), likewise.
     trainable_from: first step at which the group moves; before it neither
       update nor decay nor moments nor step count change. `NEVER` freezes it
@@ -64,6 +65,7 @@ class Rule:
   """
 
   lr: Schedule | float
+  scale: float = 1.0
   decay: Schedule | float = 0.0
   trainable_from: int = 0
   clip: Clip | None = None
@@ -101,7 +103,7 @@ def _adamw(rule: Rule, *, b1=0.9, b2=0.999, eps=1e-8):
   return optax.chain(
     optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
     _add_decay(rule.decay),
-    _scale_by_rate(rule.lr),
+    _scale_by_rate(rule),
   )
 
 
@@ -110,7 +112,7 @@ def _sgd(rule: Rule, *, momentum=0.9, nesterov=False):
   return optax.chain(
     _add_decay(rule.decay),
     optax.trace(momentum, nesterov=nesterov),
-    _scale_by_rate(rule.lr),
+    _scale_by_rate(rule),
   )
 
 
@@ -123,7 +125,7 @@ def _lars(rule: Rule, *, momentum=0.9, trust=1e-3, classic=False):
   ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
   if rule.copies:
     ratio = _for_each_copy(ratio)
-  velocity = [optax.trace(momentum), _scale_by_rate(rule.lr)]
+  velocity = [optax.trace(momentum), _scale_by_rate(rule)]
   return optax.chain(
     _add_decay(rule.decay),
     ratio if rule.adaptive else optax.identity(),
@@ -233,9 +235,10 @@ def _along(factor: jax.Array, leaf: jax.Array) -> jax.Array:
   return factor.reshape(factor.shape + (1,) * (leaf.ndim - factor.ndim))
 
 
-def _scale_by_rate(lr: Schedule | float):
+def _scale_by_rate(rule: Rule):
   def update(updates, state, params=None, *, step, **_):
-    rate = _at(lr, step)
+    rate = _at(rule.lr, step)
+    rate = rate if rule.scale == 1 else rule.scale * rate
     return jax.tree.map(lambda u: -_along(rate, u) * u, updates), state
 
   return optax.GradientTransformationExtraArgs(

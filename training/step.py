@@ -147,7 +147,13 @@ class Run:
     return init(self._initial)
 
   def rate(self, step: int) -> float:
-    """The (largest) learning rate of the group with the most parameters."""
+    """The learning rate that is reported as `lr`.
+
+    That of the group with the most parameters, the largest where it has
+    several, without the group's `scale`: with layer-wise decay the rate of the
+    recipe, at which the head learns. Groups with rates of their own, such as a
+    predictor's or an online probe's, do not count.
+    """
     sizes = {}
     for name, leaf in named_leaves(self.like.params).items():
       group = self.groups[name]

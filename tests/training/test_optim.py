@@ -78,6 +78,16 @@ PARAMS = {'a': jnp.array([3.0, -4.0]), 'b': {'c': jnp.array([[1.0, 2.0]])}}
 GRADS = {'a': jnp.array([0.3, 0.4]), 'b': {'c': jnp.array([[6.0, 8.0]])}}
 
 
+def test_a_scale_is_that_of_the_whole_update():
+  """Decay included, as if the rate itself were another."""
+  scaled = Rule(lr=0.5, scale=0.25, decay=0.1)
+  plain = Rule(lr=0.125, decay=0.1)
+  (found, _), (want, _) = (
+    run((('.*', rule),), PARAMS, GRADS, 2)[-1] for rule in (scaled, plain)
+  )
+  jax.tree.map(np.testing.assert_array_equal, found, want)
+
+
 def test_the_first_match_wins():
   rules = (('b/.*', Rule(lr=0.0)), ('.*', Rule(lr=1.0)))
   (params, _), *_ = run(rules, PARAMS, GRADS, 1)

@@ -11,7 +11,7 @@ import tiny_run
 import main
 from configs import finetune as configs
 from models import make_encoder
-from training.recipe import Recipe
+from training.recipe import Recipe, make_recipe
 from training.schedules import constant
 from training.warm_start import load_params
 from transfer.backbone import load_backbone
@@ -164,6 +164,11 @@ class TestJob:
     assert summary['top1'] > 70
     assert summary['top1'] == summary['top1/average']
     assert summary['loss'] < 1.0
+    # What is reported is the head's rate, not that of a block.
+    made = config('arrays,mae').optim.to_dict()
+    recipe = make_recipe(made, batch_size=16, steps_per_epoch=3, total=30)
+    reported = tiny_run.losses(tmp_path / 'run')[5]['lr']
+    assert reported == pytest.approx(float(recipe.lr(4)))
     before, after = load_params(source), load_params(tmp_path / 'run')
     name = 'encoder/block_1/mlp/fc1/kernel'
     assert (before[name] != after[name]).any()

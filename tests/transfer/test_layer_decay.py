@@ -31,7 +31,8 @@ def groups(encoder, params, **fields):
   found = {}
   for name, number in assign(params, rules).items():
     rule = rules[number][1]
-    found[name] = float(rule.lr(0)) / 2, rule.decay
+    assert float(rule.lr(0)) == 2.0
+    found[name] = rule.scale, rule.decay
   return found
 
 

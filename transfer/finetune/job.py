@@ -25,7 +25,8 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
   Returns:
     The summary: `top1` and `top5` in percent, those of the averaged parameters
-    where there are some.
+    where there are some. `lr` is the rate of the head and of the final norm;
+    with layer decay all before them learn more slowly.
 
   Raises:
     CheckpointError, ValueError: see `open_job` and `need_labels`.

@@ -68,12 +68,8 @@ def layer_rules(
   rules = []
   for layer in sorted(patterns):
     scale = layer_decay ** (depth + 1 - layer)
-    rule = Rule(lr=_scaled(recipe.lr, scale), decay=recipe.decay, clip=clip)
+    rule = Rule(lr=recipe.lr, scale=scale, decay=recipe.decay, clip=clip)
     still = dataclasses.replace(rule, decay=0.0)
     rules.append((rf'(?=({bare})$)({patterns[layer]})', still))
     rules.append((patterns[layer], rule))
   return tuple(rules)
-
-
-def _scaled(schedule, scale: float):
-  return lambda step: scale * schedule(step)
