@@ -54,6 +54,7 @@ from transfer.export import export
 from transfer.extract import Extractor
 from transfer.fewshot.job import fewshot
 from transfer.finetune.job import finetune
+from transfer.job import check_classes
 from transfer.knn.job import knn
 from transfer.knn.online import online_knn, scores_line
 from transfer.probe.job import linear_probe
@@ -185,6 +186,7 @@ def evaluators(
     )
   ]
   if config.online_probe_lr and test is not None and test.labels is not None:
+    check_classes(train, test)
     extractor = Extractor(
       classify(method), mesh=mesh, batch_size=config.knn.batch_size, **images
     )

@@ -159,13 +159,22 @@ def need_labels(job: Job) -> None:
       raise ValueError(
         f'{job.config.task} needs labels; {source.name} has none'
       )
-  known, found = tuple(job.train.classes), tuple(job.test.classes)
+  check_classes(job.train, job.test)
+
+
+def check_classes(train: Source, test: Source) -> None:
+  """Whether labels mean the same in both.
+
+  Raises:
+    ValueError: other classes in the test split.
+  """
+  known, found = tuple(train.classes), tuple(test.classes)
   # Names of an array are counted up to its highest label: the last ones may be
   # missing in a small test split, and numbers mean the same.
   if known[: len(found)] != found:
     strange = sorted(map(str, set(known) ^ set(found)))
     raise ValueError(
-      f'{job.train.name} and {job.test.name} have not the same classes: '
+      f'{train.name} and {test.name} have not the same classes: '
       f'{", ".join(strange[:8]) or "the order differs"}'
     )
 

@@ -9,6 +9,8 @@ import pytest
 import tiny_run
 from tiny import make_run
 
+import main
+from input_pipeline.arrays import Arrays
 from pretrain.online_probe import OnlineProbe
 from training.state import named_leaves
 
@@ -60,3 +62,17 @@ def test_it_needs_labels(tmp_path):
     tiny_run.pretrain(
       tmp_path / 'run', online_probe_lr=0.1, data__data_dir=path
     )
+
+
+def test_it_needs_the_same_classes(caplog):
+  """Refused; k-NN, which nobody asked for, is left out with a warning."""
+  pixels, labels = tiny_run.images(8, seed=0)
+  train, test = (
+    Arrays(name=name, images=pixels, labels=labels, classes=tuple(classes))
+    for name, classes in (('train', 'abcd'), ('test', 'abce'))
+  )
+  config = tiny_run.config(online_probe_lr=0.1)
+  told = 'train and test have not the same classes: d, e'
+  with pytest.raises(ValueError, match=told):
+    main.evaluators(config, None, train, test, mesh=None, channels=3)
+  assert f'{told}: training without k-NN' in caplog.text

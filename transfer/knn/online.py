@@ -13,6 +13,7 @@ from input_pipeline.arrays import fit
 from input_pipeline.source import Source
 from training.protocols import Method
 from transfer.extract import Extractor
+from transfer.job import check_classes
 from transfer.knn.vote import histogram, knn_accuracy, raw_pixels
 
 BASELINE_SIZE = 32  # pixels; bounds what raw pixels and histograms hold
@@ -164,6 +165,11 @@ def online_knn(
   """
   if queries is None or bank.labels is None or queries.labels is None:
     logging.warning('no labels or no test split: training without k-NN')
+    return []
+  try:
+    check_classes(bank, queries)
+  except ValueError as error:
+    logging.warning('%s: training without k-NN', error)
     return []
   numbers = dict(config)
   which = numbers.pop('which')
