@@ -103,6 +103,8 @@ class Runs:
   def finished(self, task: Job) -> dict[str, Any] | None:
     """The summary of a run, its `batch_size` and what its probe found.
 
+    `seconds` are those of both.
+
     None while there is something to do.
 
     Raises:
@@ -126,7 +128,9 @@ class Runs:
       probe = self._beside(task, '-probe') / 'summary.json'
       if not probe.exists():
         return None
-      found['linear_top1'] = json.loads(probe.read_text())['top1']
+      probed = json.loads(probe.read_text())
+      found['linear_top1'] = probed['top1']
+      found['seconds'] += probed['seconds']
     return found
 
   def execute(self, task: Job, watch: Callable[[str], None]) -> int:

@@ -190,7 +190,7 @@ def test_a_real_run(tmp_path):
   command += [f'--out={tmp_path}', '--probe=linear']
   done = tiny_run.call(command)
   assert done.returncode == 0, done.stderr
-  assert '2/2 moby-vit_mini4-300/base/seed0 (left: 0:01 h)' in done.stderr
+  assert '2/2 moby-vit_mini4-300/base/seed0 (left: 0:02 h)' in done.stderr
   base, repre = json.loads((tmp_path / 'table.json').read_text())['lines']
   summary = tmp_path / 'moby-vit_mini4-300/base/seed0/summary.json'
   probe = json.loads(

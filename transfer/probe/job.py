@@ -1,6 +1,7 @@
 """The job `linear_probe`: from a config to the accuracies of all probes."""
 
 import sys
+import time
 from typing import Any
 
 import jax
@@ -8,6 +9,13 @@ from etils import epath
 
 from training import distributed, loop, sharding
 from training.checkpoint import Checkpoints
+from training.fields import (
+  ABOVE_0,
+  AT_LEAST_0,
+  AT_LEAST_1,
+  BELOW_1,
+  check_numbers,
+)
 from training.metrics import write_json
 from training.recipe import make_recipe
 from training.schedules import constant
@@ -18,6 +26,13 @@ from transfer.probe.cached import CachedExtractor
 from transfer.probe.heads import VIEW, LinearProbes, Probe
 from transfer.probe.kept import kept_data
 
+LIMITS = {
+  'probe.blocks': AT_LEAST_1,
+  'probe.lrs': ABOVE_0,
+  'probe.init_std': AT_LEAST_0,
+  'probe.smoothing': BELOW_1,
+  'probe.drop_path': BELOW_1,
+}
 SHOWN = 5  # of the grid, on the screen
 
 
@@ -35,7 +50,9 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   Raises:
     CheckpointError, ValueError: see `open_job` and `need_labels`.
   """
+  began = time.time()
   need_measuring(config)
+  check_numbers(config, LIMITS)
   job = open_job(config, workdir)
   need_labels(job)
   if Checkpoints(job.workdir).steps():  # told before features are computed
@@ -73,6 +90,7 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
 
   if jax.process_index() == 0:
     print(how, file=sys.stderr)
+  prepared = time.time() - began
   summary = train_job(
     job,
     config,
@@ -82,6 +100,7 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
     total=total,
     initial=None if config.probe.cached else job.backbone.params,
   )
+  summary['seconds'] = round(summary['seconds'] + prepared, 1)
   return _conclude(job, summary)
 
 
