@@ -1,5 +1,6 @@
 """Layer-wise decay against the groups that the authors' code makes."""
 
+import dataclasses
 import pathlib
 import re
 
@@ -9,13 +10,15 @@ import pytest
 
 from models import make_encoder
 from training.optim import assign
-from training.recipe import Recipe
+from training.recipe import VECTORS, Recipe
 from training.schedules import constant
 from training.state import named_leaves
 from transfer.finetune.layer_decay import layer_of, layer_rules
 
 GOLDEN = pathlib.Path(__file__).parent.parent / 'goldens' / 'layer_decay.npz'
-RECIPE = Recipe(lr=constant(2.0), decay=0.05, peak=2.0, total=10)
+RECIPE = Recipe(
+  lr=constant(2.0), decay=0.05, peak=2.0, total=10, exclude=VECTORS
+)
 
 
 def shapes(encoder, size):
@@ -25,9 +28,9 @@ def shapes(encoder, size):
   return dict(encoder=found, head=head, fc_norm=dict(scale=0, bias=0))
 
 
-def groups(encoder, params, **fields):
+def groups(encoder, params, recipe=RECIPE, **fields):
   """{our path: (scale of the rate, decay)}."""
-  rules = layer_rules(encoder, RECIPE, **fields)
+  rules = layer_rules(encoder, recipe, **fields)
   found = {}
   for name, number in assign(params, rules).items():
     rule = rules[number][1]
@@ -117,3 +120,12 @@ def test_tables_do_not_decay_unless_asked():
   assert groups(encoder, params, decay_tables=True)[name] == (1.0, 0.05)
   assert layer_of('encoder/merge_1/norm/scale', encoder) == 4
   assert layer_of('encoder/block_4/norm1/scale', encoder) == 5
+
+
+def test_vectors_decay_where_the_recipe_does_not_exclude_them():
+  encoder = make_encoder('vit_s16', width=8, num_heads=1)
+  params = shapes(encoder, 32)
+  recipe = dataclasses.replace(RECIPE, exclude='')
+  found = groups(encoder, params, recipe)
+  still = {name for name, (_, decay) in found.items() if decay == 0}
+  assert still == {'encoder/cls'}

@@ -7,7 +7,6 @@ from typing import Any
 from training.optim import Rule, Rules
 from training.recipe import Recipe
 
-VECTORS = r'(.*/)?(bias|scale)'
 TOKENS = r'encoder/(cls|registers|pos_embed)'
 TABLES = r'.*position_bias(/.*)?'
 BLOCK = re.compile(r'encoder/(?:position_bias/)?block_(\d+)(?:/.*)?')
@@ -49,7 +48,8 @@ def layer_rules(
     layer_decay: d: a layer's rate is d^(depth + 1 - layer) of the recipe's.
       The whole update is scaled, decay included, as PyTorch's AdamW does.
     decay_tables: tables of relative positions decay, as in LocalMIM's code.
-      Biases, scales, CLS and positions never do.
+      CLS and positions never do, biases and scales where
+      `recipe.exclude` matches them.
 
   Returns:
     Rules for `encoder/...` and everything else.
@@ -63,13 +63,14 @@ def layer_rules(
   for stage in range(len(encoder.depths) - 1):
     layer = sum(encoder.depths[: stage + 1])
     patterns[layer] += rf'|encoder/merge_{stage}/.*'
-  bare = f'{VECTORS}|{TOKENS}' + ('' if decay_tables else f'|{TABLES}')
+  bare = [TOKENS, *([] if decay_tables else [TABLES])]
+  bare = '|'.join([*filter(None, [recipe.exclude]), *bare])
   clip = recipe.clip
   rules = []
   for layer in sorted(patterns):
     scale = layer_decay ** (depth + 1 - layer)
     rule = Rule(lr=recipe.lr, scale=scale, decay=recipe.decay, clip=clip)
-    still = dataclasses.replace(rule, decay=0.0)
+    still = dataclasses.replace(rule, decay=0.0, adaptive=False)
     rules.append((rf'(?=({bare})$)({patterns[layer]})', still))
     rules.append((patterns[layer], rule))
   return tuple(rules)
