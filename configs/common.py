@@ -103,6 +103,8 @@ def downstream(task: str, data: str, **fields) -> ml_collections.ConfigDict:
     The config; `checkpoint` is to be set.
   """
   config = base()
+  for ours in ('knn', 'online_probe_lr'):  # of pre-training
+    del config[ours]
   config.task = task
   config.which = 'auto'  # or 'student', 'teacher'
   config.data = DATA[data]()

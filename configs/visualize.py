@@ -38,7 +38,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       'pca',
       'reconstruction',
       'depth',
-      'neighbours',
+      'neighbors',
       'curves',
     ),
     compare=config_dict.placeholder(str),  # a second run
@@ -52,6 +52,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     points=1000,  # images of t-SNE and PCA
     classes=20,  # at most so many, drawn at random with config.seed
     depth_images=256,  # that NMI and attention distance are means over
-    neighbours=8,
+    neighbors=8,
     bank_images=5000,  # training images that neighbours are looked for in
   )

@@ -1,12 +1,12 @@
 """Data sets by name, as images by number."""
 
-import difflib
 import functools
 import inspect
 import os
 
 from input_pipeline.arrays import from_npz
 from input_pipeline.folder import from_folder
+from input_pipeline.known import unknown
 from input_pipeline.photos import from_photos
 from input_pipeline.source import Source
 from input_pipeline.tfds_source import from_tfds
@@ -44,11 +44,7 @@ def load(
     FileNotFoundError: the data are not there.
   """
   if name not in SOURCES:
-    near = difflib.get_close_matches(name, SOURCES, n=1)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
-    raise ValueError(
-      f'unknown data set {name!r}; {hint}known: {sorted(SOURCES)}'
-    )
+    raise unknown('data set', name, SOURCES)
   try:
     inspect.signature(SOURCES[name]).bind(split=split, **options)
   except TypeError as error:

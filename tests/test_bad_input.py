@@ -190,6 +190,25 @@ class TestSizes:
     line = tiny(cli, f'--config.{field}=0')
     assert field in line and '0' in line
 
+  @pytest.mark.parametrize(
+    'option, told',
+    [
+      ('optim.base_lr=-1.0', 'must be at least 0'),
+      ('optim.hyper.b2=1.0', 'must be at least 0 and below 1'),
+      ('optim.clip=nan', 'must be at least 0'),
+      ('data.eval_crop=1.5', 'must be above 0 and at most 1'),
+      ('data.max_unreadable=2.0', 'must be within 0..1'),
+      ('knn.temperature=0.0', 'must be above 0'),
+      ('eval_every=-1', 'must be at least 0'),
+    ],
+  )
+  def test_numbers_out_of_range(self, cli, option, told):
+    assert f'config.{option} {told}' in tiny(cli, f'--config.{option}')
+
+  def test_fields_of_pre_training_are_no_others(self, cli):
+    line = cli('--config=configs/fewshot.py:arrays', '--config.knn.k=5')
+    assert 'knn' in line
+
   def test_image_and_patch(self, cli):
     line = tiny(cli, '--config.data.image_size=20')
     assert '20x20' in line and 'patch size 8' in line

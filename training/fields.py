@@ -1,14 +1,92 @@
-"""Fields of a config that would otherwise fail late."""
+"""Fields of a config that would otherwise fail late, or not at all."""
 
-import difflib
-from collections.abc import Collection
-from typing import Any
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from input_pipeline import mode
+from input_pipeline.known import unknown
+
+
+class Limit(NamedTuple):
+  """What a number has to be, in words and as a test."""
+
+  words: str
+  holds: Callable[[float], bool]
+
+
+AT_LEAST_1 = Limit('at least 1', lambda x: x >= 1)
+AT_LEAST_0 = Limit('at least 0', lambda x: x >= 0)
+ABOVE_0 = Limit('above 0', lambda x: x > 0)
+SHARE = Limit('within 0..1', lambda x: 0 <= x <= 1)
+PART = Limit('above 0 and at most 1', lambda x: 0 < x <= 1)
+BELOW_1 = Limit('at least 0 and below 1', lambda x: 0 <= x < 1)
+
+COMMON: Mapping[str, Limit] = {
+  'keep_checkpoints': AT_LEAST_1,
+  'nonfinite_limit': AT_LEAST_1,
+  'eval_every': AT_LEAST_0,
+  'checkpoint_every': AT_LEAST_0,
+  'check_images': AT_LEAST_0,
+  'watchdog': AT_LEAST_0,
+  'hang_limit': AT_LEAST_0,
+  'online_probe_lr': AT_LEAST_0,
+  'knn.k': AT_LEAST_1,
+  'knn.temperature': ABOVE_0,
+  'knn.batch_size': AT_LEAST_1,
+  'knn.bank_images': AT_LEAST_1,
+  'data.image_size': AT_LEAST_1,
+  'data.resident_size': AT_LEAST_1,
+  'data.channels': AT_LEAST_1,
+  'data.workers': AT_LEAST_1,
+  'data.eval_crop': PART,
+  'data.max_unreadable': SHARE,
+  'optim.base_lr': AT_LEAST_0,
+  'optim.per': AT_LEAST_1,
+  'optim.decay': AT_LEAST_0,
+  'optim.end_decay': AT_LEAST_0,
+  'optim.warmup_epochs': AT_LEAST_0,
+  'optim.warmup_lr': AT_LEAST_0,
+  'optim.end_lr': AT_LEAST_0,
+  'optim.clip': AT_LEAST_0,
+  'optim.hyper.b1': BELOW_1,
+  'optim.hyper.b2': BELOW_1,
+  'optim.hyper.eps': ABOVE_0,
+  'optim.hyper.momentum': BELOW_1,
+  'optim.hyper.trust': ABOVE_0,
+}
+
+
+def check_numbers(config: Any, limits: Mapping[str, Limit]) -> None:
+  """Whether the numbers of a config make sense.
+
+  Args:
+    config: a config.
+    limits: by field, with dots. Fields that are not there or None do not count,
+      of a tuple every number does.
+
+  Raises:
+    ValueError: names the first that does not.
+  """
+  for name, limit in limits.items():
+    value = _field(config, name)
+    if value is None:
+      continue
+    each = value if isinstance(value, Sequence) else (value,)
+    if not all(math.isfinite(x) and limit.holds(x) for x in each):
+      raise ValueError(f'config.{name}={value} must be {limit.words}')
+
+
+def _field(config: Any, name: str) -> Any:
+  for part in name.split('.'):
+    if part not in config:
+      return None
+    config = config[part]
+  return config
 
 
 def check_fields(config: Any, tasks: Collection[str]) -> None:
-  """Numbers and words that would otherwise fail late.
+  """Numbers and words of every job that would otherwise fail late.
 
   Args:
     config: see `configs/common.py`.
@@ -17,32 +95,14 @@ def check_fields(config: Any, tasks: Collection[str]) -> None:
   Raises:
     ValueError: names the field.
   """
-  numbers = {
-    'keep_checkpoints': config.keep_checkpoints,
-    'nonfinite_limit': config.nonfinite_limit,
-    'knn.k': config.knn.k,
-    'knn.batch_size': config.knn.batch_size,
-    'knn.bank_images': config.knn.bank_images,
-    'data.image_size': config.data.image_size,
-    'data.resident_size': config.data.resident_size,
-    'data.channels': config.data.channels,
-    'data.workers': config.data.workers,
-  }
-  for name, value in numbers.items():
-    if value is not None and value < 1:
-      raise ValueError(f'config.{name}={value} must be at least 1')
-  if not 0 <= (share := config.data.max_unreadable) <= 1:
-    raise ValueError(f'config.data.max_unreadable={share} must be within 0..1')
+  check_numbers(config, COMMON)
   words = {
-    'task': (config.task, tasks),
-    'resume': (config.resume, ('auto', 'force')),
-    'data.mode': (config.data.mode, mode.MODES),
-    'knn.which': (config.knn.which, ('student', 'teacher')),
+    'task': tasks,
+    'resume': ('auto', 'force'),
+    'data.mode': mode.MODES,
+    'knn.which': ('student', 'teacher'),
   }
-  for name, (value, known) in words.items():
-    if value not in known:
-      near = difflib.get_close_matches(value, known, n=1, cutoff=0)[0]
-      raise ValueError(
-        f'unknown config.{name} {value!r}; did you mean {near!r}? Known: '
-        f'{", ".join(known)}'
-      )
+  for name, known in words.items():
+    value = _field(config, name)
+    if value is not None and value not in known:
+      raise unknown(f'config.{name}', value, known)

@@ -1,6 +1,5 @@
 """Methods by name."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from pretrain.methods.moco_v3 import moco_v3
 from pretrain.methods.repre import repre
 from pretrain.methods.simclr import simclr
 from pretrain.methods.simsiam import simsiam
+from training.fields import unknown
 from training.protocols import Method
 from training.recipe import Recipe, make_recipe
 
@@ -55,11 +55,7 @@ def make_method(
   fields = dict(config)
   name, added = fields.pop('name'), fields.pop('repre')
   if name not in METHODS:
-    near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0)[0]
-    raise ValueError(
-      f'unknown method {name!r}; did you mean {near!r}? Known: '
-      f'{", ".join(METHODS)}'
-    )
+    raise unknown('method', name, METHODS)
   common = dict(dtype=dtype, chunks=chunks)
   method = METHODS[name](encoder, recipe, **common, **fields)
   return repre(method, recipe, **common, **added) if added else method

@@ -307,8 +307,13 @@ class TestJob:
     'options, told',
     [
       (['--config.fewshot.scale=l2'], "scale='l2' must be one of unit, "),
-      (['--config.fewshot.logistic=(0.0,)'], 'needs penalties above 0'),
-      (['--config.fewshot.iterations=0'], 'iterations of at least 1'),
+      (['--config.fewshot.logistic=(0.0,)'], 'logistic=(0.0,) must be above'),
+      (['--config.fewshot.iterations=0'], 'iterations=0 must be at least 1'),
+      (['--config.fewshot.shares=(0.1, 1.5)'], 'must be above 0 and at most 1'),
+      (
+        ['--config.fewshot.logistic=()', '--config.fewshot.ridge=()'],
+        'needs penalties for logistic, ridge or both',
+      ),
       (['--config.fewshot.shots=(13,)'], 'must be within 1..12, what class 0'),
       (
         ['--config.fewshot.shots=()', '--config.fewshot.shares=()'],

@@ -204,6 +204,30 @@ class TestJob:
     with pytest.raises(ValueError, match='two encoders: .* vit_mini8, not tra'):
       run(tmp_path / 'run', 'arrays,deit,vit_mini8', checkpoint='runs/mine')
 
+  @pytest.mark.parametrize(
+    'fields, told',
+    [
+      (dict(average=2.0), 'average=2.0 must be at least 0 and below 1'),
+      (dict(average=1.0), 'average=1.0 must be at least 0 and below 1'),
+      (dict(layer_decay=0.0), 'layer_decay=0.0 must be above 0 and at most 1'),
+      (dict(drop_path=1.0), 'drop_path=1.0 must be at least 0 and below 1'),
+      (dict(head__std=-1.0), 'head.std=-1.0 must be at least 0'),
+      (dict(augment__mixup=-0.8), 'augment.mixup=-0.8 must be at least 0'),
+      (
+        dict(augment__erasing=1.5),
+        r'augment.erasing=1.5 must be within 0\.\.1',
+      ),
+      (dict(augment__smoothing=1.0), 'must be at least 0 and below 1'),
+      (dict(augment__rand_magnitude=11.0), r'must be within 0\.\.10'),
+      (dict(augment__rand_ops=0), 'augment.rand_ops=0 must be at least 1'),
+      (dict(augment__mixup=0.8, batch_size=15), 'batch_size=15 must be even'),
+    ],
+  )
+  def test_numbers_out_of_range(self, tmp_path, fields, told):
+    with pytest.raises(ValueError, match=told):
+      run(tmp_path / 'run', 'arrays,deit,vit_mini8', **fields)
+    assert not (tmp_path / 'run').exists()
+
   @pytest.mark.parametrize('recipe', configs.RECIPES)
   def test_recipes_are_the_papers(self, recipe):
     found = configs.get_config(f'imagenet2012,{recipe}')

@@ -253,6 +253,9 @@ class TestJob:
       (dict(init_from='runs/mine'), 'reads config.checkpoint'),
       (dict(probe__pooling=()), 'at least one of config.probe'),
       (dict(probe__blocks=(3,)), r'blocks=3 must be within 1\.\.2'),
+      (dict(probe__lrs=(0.1, 0.0)), r'probe.lrs=\(0.1, 0.0\) must be above 0'),
+      (dict(probe__smoothing=1.0), 'must be at least 0 and below 1'),
+      (dict(probe__drop_path=-0.1), 'must be at least 0 and below 1'),
     ],
   )
   def test_what_cannot_be_probed(self, tmp_path, fields, told):

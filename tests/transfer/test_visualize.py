@@ -39,7 +39,7 @@ def config(**fields):
     eval_resample='bilinear',
   )
   out.checkpoint = str(tiny_run.finished())
-  out.update(images=3, depth_images=6, neighbours=2, batch_size=8)
+  out.update(images=3, depth_images=6, neighbors=2, batch_size=8)
   names = {name.replace('__', '.'): value for name, value in fields.items()}
   out.update_from_flattened_dict(names)
   return out.lock()
@@ -87,7 +87,7 @@ ALL = {
   'pca': (1000, 700),
   'reconstruction': (600, 700),
   'depth': (1300, 500),
-  'neighbours': (500, 600),
+  'neighbors': (500, 600),
   'curves_losses': (1000, 400),
   'curves_probes': (1000, 400),
   'curves_features': (1000, 400),
@@ -166,18 +166,18 @@ class TestPictures:
   def test_neighbours_are_the_nearest(self, numbers, seen):
     train, test, bank, queries = seen
     _, arrays = numbers
-    index = arrays['neighbours/query']
+    index = arrays['neighbors/query']
     np.testing.assert_array_equal(index, [0, 8, 15])
     unit = [
       np.asarray(x.pooled) / np.linalg.norm(x.pooled, axis=1, keepdims=True)
       for x in (queries, bank)
     ]
     cosine = np.sort(unit[0][index] @ unit[1].T, axis=1)[:, :-3:-1]
-    np.testing.assert_allclose(arrays['neighbours/cosine'], cosine, atol=1e-5)
-    found = arrays['neighbours/neighbour']
+    np.testing.assert_allclose(arrays['neighbors/cosine'], cosine, atol=1e-5)
+    found = arrays['neighbors/neighbor']
     assert found.shape == (3, 2)
     want = train.labels[found] == test.labels[index][:, None]
-    np.testing.assert_array_equal(arrays['neighbours/same'], want)
+    np.testing.assert_array_equal(arrays['neighbors/same'], want)
 
   def test_reconstruction_is_the_run_s_own(self, numbers):
     """As the method itself draws it; larger images go through windows."""
@@ -234,22 +234,22 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path, capsys):
   summary = visualize(
     tmp_path / 'out',
     checkpoint=str(run),
-    pictures=('tsne', 'reconstruction', 'neighbours', 'curves'),
+    pictures=('tsne', 'reconstruction', 'neighbors', 'curves'),
     data__data_dir=data,
     data__test_split='',
     points=6,
   )
-  assert summary['pictures'] == ['tsne', 'neighbours']
+  assert summary['pictures'] == ['tsne', 'neighbors']
   assert summary['left_out'].keys() == {'reconstruction', 'curves'}
   err = capsys.readouterr().err
   assert f'left out reconstruction: {run} has no decoder' in err
   assert 'left out curves: there are no reports to draw in' in err
   with np.load(tmp_path / 'out' / 'figures.npz') as arrays:
-    assert 'tsne/label' not in arrays and 'neighbours/same' not in arrays
+    assert 'tsne/label' not in arrays and 'neighbors/same' not in arrays
     assert arrays['tsne/points'].shape == (6, 2)
     # Of the training images themselves: not each its own nearest.
-    query = arrays['neighbours/query']
-    assert not (arrays['neighbours/neighbour'] == query[:, None]).any()
+    query = arrays['neighbors/query']
+    assert not (arrays['neighbors/neighbor'] == query[:, None]).any()
 
 
 class TestRuns:

@@ -11,7 +11,7 @@ from sklearn.datasets import make_blobs
 
 from training.state import Figure
 from transfer.visualize import curves, drawing, plots, projections, sheets
-from transfer.visualize.neighbours import nearest
+from transfer.visualize.neighbors import nearest
 
 
 def pixels(png):
@@ -83,7 +83,7 @@ class TestNeighbours:
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(size=(20, 4)), rng.normal(size=(3, 4))
     want = nearest(bank, queries, 5)
-    monkeypatch.setattr('transfer.visualize.neighbours.CHUNK', 7)
+    monkeypatch.setattr('transfer.visualize.neighbors.CHUNK', 7)
     jointly = nearest(bank, queries, 5)
     np.testing.assert_array_equal(jointly[0], want[0])
 
@@ -224,7 +224,7 @@ class TestSheets:
     found = np.full((1, 2, 8, 8, 1), 128, np.uint8)
 
     def draw(same):
-      picture = sheets.neighbour_sheet(
+      picture = sheets.neighbor_sheet(
         gray, found, np.ones((1, 2)), title='', same=same, numbers={}
       )
       return pixels(picture.png).astype(int)

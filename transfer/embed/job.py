@@ -6,10 +6,12 @@ from typing import Any
 from etils import epath
 
 from training import distributed, process, storage
+from training.fields import AT_LEAST_1, check_numbers
 from transfer.embed.files import WRITERS
 from transfer.job import Job, run_job
 from transfer.parts import Parts, keep_features
 
+LIMITS = {'features.blocks': AT_LEAST_1, 'embed.per_part': AT_LEAST_1}
 DTYPES = ('float32', 'float16')
 NAMED = 20  # images that cannot be read, in the summary
 
@@ -45,10 +47,7 @@ def _check(config: Any) -> None:
       raise ValueError(
         f'config.embed.{name}={value!r} must be one of {", ".join(known)}'
       )
-  if config.embed.per_part < 1:
-    raise ValueError(
-      f'config.embed.per_part={config.embed.per_part} must be at least 1'
-    )
+  check_numbers(config, LIMITS)
   if config.embed.format == 'parquet' and not process.installed('pyarrow'):
     raise ValueError(
       "config.embed.format='parquet' needs pyarrow: pip install pyarrow, or "

@@ -13,12 +13,22 @@ from absl import logging
 from etils import epath
 
 from training import distributed
+from training.fields import ABOVE_0, AT_LEAST_1, PART, check_numbers
 from transfer.fewshot.solvers import SCALINGS, logistic, ridge, scale
 from transfer.fewshot.subsets import Subset, draw_subsets, listed_subset
 from transfer.job import Job, need_labels, run_job
 from transfer.knn.vote import ranks
 from transfer.parts import keep_features
 
+LIMITS = {
+  'features.blocks': AT_LEAST_1,
+  'fewshot.shares': PART,
+  'fewshot.shots': AT_LEAST_1,
+  'fewshot.draws': AT_LEAST_1,
+  'fewshot.logistic': ABOVE_0,
+  'fewshot.ridge': ABOVE_0,
+  'fewshot.iterations': AT_LEAST_1,
+}
 PER_PART = 50_000  # images per file of kept features
 
 
@@ -47,12 +57,10 @@ def fewshot(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
       f'config.fewshot.scale={options.scale!r} must be one of '
       f'{", ".join(SCALINGS)}'
     )
-  penalties = (*options.logistic, *options.ridge)
-  if not penalties or min(penalties) <= 0 or options.iterations < 1:
+  check_numbers(config, LIMITS)
+  if not options.logistic and not options.ridge:
     raise ValueError(
-      'config.fewshot needs penalties above 0 for logistic, ridge or both, and '
-      f'iterations of at least 1; got {tuple(options.logistic)}, '
-      f'{tuple(options.ridge)} and {options.iterations}'
+      'config.fewshot needs penalties for logistic, ridge or both'
     )
   return run_job(config, workdir, _fewshot)
 

@@ -8,12 +8,38 @@ import ml_collections
 from etils import epath
 
 from training import loop, sharding
+from training.fields import (
+  AT_LEAST_0,
+  AT_LEAST_1,
+  BELOW_1,
+  PART,
+  SHARE,
+  Limit,
+  check_numbers,
+)
 from training.recipe import make_recipe
 from transfer.accuracy import Accuracy, classify
 from transfer.finetune.classifier import Classifier
 from transfer.finetune.views import make_augment
 from transfer.job import Job, need_labels, need_measuring, open_job, train_job
 from transfer.probe.heads import VIEW
+
+LIMITS = {
+  'average': BELOW_1,
+  'layer_decay': PART,
+  'drop_path': BELOW_1,
+  'head.std': AT_LEAST_0,
+  'augment.rand_magnitude': Limit('within 0..10', lambda x: 0 <= x <= 10),
+  'augment.rand_ops': AT_LEAST_1,
+  'augment.rand_std': AT_LEAST_0,
+  'augment.rand_probability': SHARE,
+  'augment.erasing': SHARE,
+  'augment.mixup': AT_LEAST_0,
+  'augment.cutmix': AT_LEAST_0,
+  'augment.switch': SHARE,
+  'augment.mix_probability': SHARE,
+  'augment.smoothing': BELOW_1,
+}
 
 
 def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
@@ -32,6 +58,7 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     CheckpointError, ValueError: see `open_job` and `need_labels`.
   """
   need_measuring(config)
+  _check(config)
   job = open_job(config, workdir, **_computing(config))
   need_labels(job)
   sharding.check_batch(config.batch_size, job.mesh, config.chunks)
@@ -73,6 +100,17 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
   )
 
 
+def _check(config: Any) -> None:
+  """Numbers that would fail late, or not at all; ValueError."""
+  check_numbers(config, LIMITS)
+  mixes = config.augment.mixup or config.augment.cutmix
+  if mixes and config.batch_size % 2:
+    raise ValueError(
+      f'config.batch_size={config.batch_size} must be even: mixup and CutMix '
+      'mix images in pairs (config.augment.mixup and cutmix; 0 for none)'
+    )
+
+
 def _computing(config: Any) -> dict[str, Any]:
   """Fields of the encoder that say how it is trained."""
   return dict(
@@ -87,4 +125,5 @@ def _with_encoder(config: Any, job: Job) -> Any:
   out = ml_collections.ConfigDict(config.copy_and_resolve_references())
   with out.unlocked():
     out.encoder = dict(job.backbone.config['encoder'])
+    out.knn = dict(which='student')  # which encoder is read if none is named
   return out

@@ -9,11 +9,18 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from training.fields import ABOVE_0, AT_LEAST_1, check_numbers
 from transfer.extract import Extractor
 from transfer.frozen import features, pooled
 from transfer.job import Job, need_labels, run_job
 from transfer.knn.online import BASELINE_SIZE
 from transfer.knn.vote import Neighbors, raw_pixels, vote
+
+LIMITS = {
+  'features.blocks': AT_LEAST_1,
+  'neighbors.k': AT_LEAST_1,
+  'neighbors.temperature': ABOVE_0,
+}
 
 
 def knn(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
@@ -34,15 +41,9 @@ def knn(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   Raises:
     ValueError: numbers out of range, or see `need_labels`.
   """
-  numbers = config.neighbors
-  if not numbers.k or any(k < 1 for k in numbers.k):
-    raise ValueError(
-      f'config.neighbors.k={tuple(numbers.k)} must be numbers of at least 1'
-    )
-  if numbers.temperature <= 0:
-    raise ValueError(
-      f'config.neighbors.temperature={numbers.temperature} must be above 0'
-    )
+  check_numbers(config, LIMITS)
+  if not config.neighbors.k:
+    raise ValueError('config.neighbors.k is empty; give one number at least')
   return run_job(config, workdir, _measure)
 
 

@@ -1,14 +1,15 @@
 """Pictures of a trained encoder, and curves of runs."""
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Sequence
 from typing import Any
 
+from input_pipeline.known import unknown
 from training import distributed, storage
 from training import workdir as workdirs
 from training.checkpoint import Checkpoints
+from training.fields import AT_LEAST_1, PART, check_numbers
 from training.metrics import write_json
 from transfer.backbone import load_backbone
 from transfer.job import Job, run_job
@@ -22,6 +23,19 @@ from transfer.visualize.pictures import (
   listed,
 )
 from transfer.visualize.subject import Subject
+
+LIMITS = dict.fromkeys(
+  (
+    'images',
+    'points',
+    'classes',
+    'heads',
+    'depth_images',
+    'neighbors',
+    'bank_images',
+  ),
+  AT_LEAST_1,
+) | {'mass': PART}
 
 
 def visualize(
@@ -47,7 +61,9 @@ def visualize(
       checkpoint nor runs.
   """
   words = chosen(config.pictures)
-  check_numbers(config)
+  check_numbers(config, LIMITS)
+  if not config.blocks:
+    raise ValueError('config.blocks is empty; (-1,) is the last one')
   if config.checkpoint:
     work = functools.partial(_of_checkpoint, words, figures_of)
     return run_job(config, workdir, work)
@@ -80,31 +96,8 @@ def chosen(pictures: str | Sequence[str]) -> tuple[str, ...]:
     raise ValueError(f'config.pictures is empty; known: {", ".join(PICTURES)}')
   for word in words:
     if word not in PICTURES:
-      near = difflib.get_close_matches(word, PICTURES, n=1, cutoff=0)[0]
-      raise ValueError(
-        f'unknown picture {word!r} in config.pictures; did you mean {near!r}? '
-        f'Known: {", ".join(PICTURES)}'
-      )
+      raise unknown('picture in config.pictures', word, PICTURES)
   return words
-
-
-def check_numbers(config: Any) -> None:
-  """Raises ValueError for numbers that would fail late."""
-  numbers = dict(
-    images=config.images,
-    points=config.points,
-    classes=config.classes,
-    heads=config.heads,
-    depth_images=config.depth_images,
-    neighbours=config.neighbours,
-    bank_images=config.bank_images,
-    blocks=len(config.blocks),
-  )
-  for name, value in numbers.items():
-    if value < 1:
-      raise ValueError(f'config.{name} must be at least 1, not {value}')
-  if not 0 < config.mass <= 1:
-    raise ValueError(f'config.mass={config.mass} must be within 0..1')
 
 
 def _of_checkpoint(

@@ -8,7 +8,7 @@ from training.state import Figure
 from transfer.visualize import plots, projections, sheets
 from transfer.visualize.album import Draw, LeftOutError
 from transfer.visualize.curves import grouped, read_curves, short_names
-from transfer.visualize.neighbours import nearest
+from transfer.visualize.neighbors import nearest
 from transfer.visualize.subject import Subject
 
 FEWEST = 5  # points that t-SNE can place
@@ -145,7 +145,7 @@ def depth(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
   return lambda: [plots.depth_curves(means, images=count)]
 
 
-def neighbours(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
+def neighbors(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
   """Nearest training images of some images, by the first encoder."""
   del figures_of
   first = subjects[0]
@@ -158,7 +158,7 @@ def neighbours(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
     places = {row: place for place, row in enumerate(rows.tolist())}
     own = np.array([places.get(row, -1) for row in index.tolist()])
   order, cosines = nearest(
-    bank, queries, first.job.config.neighbours, without=own
+    bank, queries, first.job.config.neighbors, without=own
   )
   chosen = rows[order]
   images = first.images(train, chosen.reshape(-1))
@@ -168,10 +168,10 @@ def neighbours(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
     same = train.labels[chosen] == source.labels[index][:, None]
 
   def draw():
-    numbers = dict(query=index, neighbour=chosen)
+    numbers = dict(query=index, neighbor=chosen)
     if same is not None:
       numbers['same'] = same
-    picture = sheets.neighbour_sheet(
+    picture = sheets.neighbor_sheet(
       first.images(source, index),
       images.reshape(*chosen.shape, *images.shape[1:]),
       cosines,
@@ -247,6 +247,6 @@ PICTURES: Mapping[str, Callable[[Sequence[Subject], FiguresOf], Draw]] = {
   'pca': pca,
   'reconstruction': reconstruction,
   'depth': depth,
-  'neighbours': neighbours,
+  'neighbors': neighbors,
   'curves': curves_of_run,
 }

@@ -99,7 +99,7 @@ def _scale(figure: Any, axes: np.ndarray, label: str) -> None:
   bar.outline.set_visible(False)
 
 
-def neighbour_sheet(
+def neighbor_sheet(
   queries: np.ndarray,
   found: np.ndarray,
   cosines: np.ndarray,
@@ -142,7 +142,7 @@ def neighbour_sheet(
 
   size = (CELL * (k + 1) + 0.2, (CELL + 0.15) * len(queries) + 2 * TITLE)
   return Picture(
-    name='neighbours',
+    name='neighbors',
     png=render(size, paint),
     numbers=dict(numbers, cosine=cosines),
   )
