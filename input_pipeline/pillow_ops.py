@@ -14,6 +14,8 @@ import einops
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.warp import warp
+
 OPS = (
   'auto_contrast',
   'equalize',
@@ -43,6 +45,7 @@ def apply_ops(
   op: jax.Array,
   value: jax.Array,
   fill: tuple[int, ...],
+  cubic: jax.Array | None = None,
 ) -> jax.Array:
   """One op on each image.
 
@@ -62,6 +65,7 @@ def apply_ops(
       translate_x, translate_y the fraction of the side by which the image moves
       to the left or up. The first three of `OPS` take none.
     fill: c levels of 0..255 for what geometry moves in from outside.
+    cubic: bool [b], whose geometry is bicubic; None for bilinear throughout.
 
   Returns:
     uint8 [b, h, w, c].
@@ -71,7 +75,7 @@ def apply_ops(
   # Each kind starts from the pixels themselves. In a chain XLA on CPU fuses one
   # kind into the next and computes it again for every value that is read: for
   # 64 images of 224 px all take 130 ms, geometry and blends in a chain 740.
-  warped = warp(pixels, affine_maps(op, value, pixels.shape[1:3]), fill)
+  warped = warp(pixels, affine_maps(op, value, pixels.shape[1:3]), fill, cubic)
   looked_up = look_up(pixels, tables(pixels, op, value))
   kind = einops.rearrange(op, 'b -> b 1 1 1')
   is_warp, is_blend = (
@@ -111,61 +115,6 @@ def affine_maps(
     (amount['shear_y'] + jnp.sin(angle), jnp.cos(angle), shift_y),
   )
   return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
-
-
-def warp(
-  pixels: jax.Array, maps: jax.Array, fill: tuple[int, ...]
-) -> jax.Array:
-  """Affine maps of images, bilinear, with a colour for what is outside.
-
-  As Pillow's transform: borders are repeated within half a pixel, and fractions
-  of a level are cut off.
-
-  Args:
-    pixels: uint8 [b, h, w, c].
-    maps: float32 [b, 2, 3], see `affine_maps`.
-    fill: c levels of 0..255.
-
-  Returns:
-    uint8 [b, h, w, c].
-  """
-  _, height, width, channels = pixels.shape
-  y, x = (jnp.arange(n) + (0.5 - n / 2) for n in (height, width))
-  # [b, 2, 3] -> six of [b, 1, 1], to be spread over rows and columns.
-  (a, b, c), (d, e, f) = einops.rearrange(maps, 'b i j -> i j b 1 1')
-  source_x = a * x + b * y[:, None] + c + width / 2
-  source_y = d * x + e * y[:, None] + f + height / 2
-  inside = (source_x >= 0) & (source_x < width)
-  inside &= (source_y >= 0) & (source_y < height)
-  left = jnp.clip(jnp.floor(source_x - 0.5), -1, width - 1)
-  top = jnp.clip(jnp.floor(source_y - 0.5), -1, height - 1)
-  # All that is outside is taken from two rows of the fill at the end. A choice
-  # between pixel and fill instead takes XLA on CPU longer than the rest.
-  bordered = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='edge')
-  beyond = jnp.broadcast_to(
-    jnp.asarray(fill, jnp.uint8), (len(pixels), 2, width + 2, channels)
-  )
-  bordered = jnp.concatenate([bordered, beyond], axis=1)
-  bordered = einops.rearrange(bordered, 'b h w c -> b (h w) c')
-  row = jnp.where(inside, top + 1, height + 2).astype(jnp.int32)
-  column = jnp.where(inside, left + 1, 0).astype(jnp.int32)
-  corner = einops.rearrange(row * (width + 2) + column, 'b h w -> b (h w) 1')
-
-  def neighbor(offset):
-    found = jnp.take_along_axis(
-      bordered, corner + offset, axis=1, mode='promise_in_bounds'
-    )
-    return found.reshape(pixels.shape).astype(jnp.float32)
-
-  def between(first, second, weight):
-    # In this form equal neighbours give exactly themselves.
-    return first + (second - first) * weight[..., None]
-
-  right = source_x - 0.5 - left
-  above = between(neighbor(0), neighbor(1), right)
-  below = between(neighbor(width + 2), neighbor(width + 3), right)
-  sampled = between(above, below, source_y - 0.5 - top)
-  return sampled.astype(jnp.uint8)
 
 
 def tables(pixels: jax.Array, op: jax.Array, value: jax.Array) -> jax.Array:

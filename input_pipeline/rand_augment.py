@@ -2,10 +2,9 @@
 
 Two of 15 ops per image, drawn with replacement, each done with probability
 one half. The recipe is timm's (timm/data/auto_augment.py), by which vision
-transformers are fine-tuned: 'rand-m9-mstd0.5-inc1' are the defaults here. Two
-things differ: geometric ops are always bilinear, where timm draws between
-bilinear and bicubic; and magnitude 10 posterizes to no bits, which is black,
-where newer versions of Pillow raise an error.
+transformers are fine-tuned: 'rand-m9-mstd0.5-inc1' are the defaults here. One
+thing differs: magnitude 10 posterizes to no bits, which is black, where newer
+versions of Pillow raise an error.
 """
 
 import jax
@@ -13,9 +12,11 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
 from input_pipeline.crop import uniforms
+from input_pipeline.known import unknown
 from input_pipeline.pillow_ops import NO_OP, OPS, apply_ops
 
 MAX_MAGNITUDE = 10
+RESAMPLES = ('bilinear', 'bicubic', 'random')
 
 
 def rand_augment(
@@ -28,6 +29,7 @@ def rand_augment(
   std: float = 0.5,
   increasing: bool = True,
   probability: float = 0.5,
+  resample: str = 'bilinear',
 ) -> jax.Array:
   """Augments each image by a few ops of its own.
 
@@ -45,12 +47,17 @@ def rand_augment(
     increasing: posterize, solarize, color, contrast, brightness and sharpness
       are the stronger, the larger the magnitude; else as in the first version.
     probability: that an op is done.
+    resample: of rotations, shears and translations: 'bilinear', 'bicubic', or
+      'random', either of them for each op (timm where no interpolation is
+      given; recipes of the MAE family give 'bicubic'). Two ops on 64 images
+      of 224 px take 0.5 s instead of 0.27 on two CPU cores.
 
   Returns:
     float32 [b, h, w, c] in [0, 1], multiples of 1 / 255.
 
   Raises:
-    ValueError: a number out of its range, or `fill` for other channels.
+    ValueError: a number out of its range, `fill` for other channels, or an
+      unknown `resample`.
   """
   _check(images, fill, magnitude, num_ops, std, probability)
   op, magnitudes, signs = draw_ops(
@@ -64,10 +71,14 @@ def rand_augment(
   levels = tuple(min(255, round(255 * x)) for x in fill)
   pixels = jnp.round(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8)
 
-  def do_round(pixels, drawn):
-    return apply_ops(pixels, *drawn, levels), None
+  cubic = _draw_cubic(keys, num_ops, resample)
 
-  pixels, _ = jax.lax.scan(do_round, pixels, (op.T, values.T))
+  def do_round(pixels, drawn):
+    op, value, cubic = drawn
+    return apply_ops(pixels, op, value, levels, cubic), None
+
+  rounds = (op.T, values.T, None if cubic is None else cubic.T)
+  pixels, _ = jax.lax.scan(do_round, pixels, rounds)
   return pixels.astype(jnp.float32) / 255
 
 
@@ -101,6 +112,19 @@ def draw_ops(
   normal = ndtri(jnp.maximum(normal, 2.0**-24))
   magnitudes = jnp.clip(magnitude + std * normal, 0, MAX_MAGNITUDE)
   return op, magnitudes, jnp.where(sign < 0.5, -1.0, 1.0)
+
+
+def _draw_cubic(
+  keys: jax.Array, num_ops: int, resample: str
+) -> jax.Array | None:
+  """Which ops are bicubic, bool [b, n]; None for none of them."""
+  if resample not in RESAMPLES:
+    raise unknown('resample', resample, RESAMPLES)
+  if resample == 'bilinear':
+    return None
+  if resample == 'bicubic':
+    return jnp.ones((len(keys), num_ops), bool)
+  return uniforms(keys, 6, num_ops) < 0.5
 
 
 def op_values(

@@ -15,7 +15,10 @@ from input_pipeline.pillow_ops import NO_OP, OPS
 from tests.input_pipeline.test_pillow_ops import FILL, apply_ops, pillow
 
 MEAN = (0.485, 0.456, 0.406)
-augment = jax.jit(functools.partial(rand_augment.rand_augment, fill=MEAN))
+augment = jax.jit(
+  functools.partial(rand_augment.rand_augment, fill=MEAN),
+  static_argnames=('num_ops', 'resample'),
+)
 
 
 def keys(count, seed=0):
@@ -171,6 +174,31 @@ def test_gray_images_and_an_image_of_floats_off_the_grid(photos):
   np.testing.assert_allclose(255 * out, photos[..., :1], atol=1e-4)
 
 
+def test_either_filter_for_each_op():
+  drawn = rand_augment._draw_cubic(keys(4000), 2, 'random')
+  assert drawn.shape == (4000, 2)
+  both = np.bincount(2 * drawn[:, 0] + drawn[:, 1], minlength=4)
+  assert stats.chisquare(both).pvalue > 1e-3
+  assert rand_augment._draw_cubic(keys(4), 2, 'bicubic').all()
+
+
+def test_a_random_filter_is_one_of_the_two(photos):
+  """Every image of a single op is what one of the filters alone makes."""
+  images = jnp.asarray(np.repeat(photos[:1], 48, axis=0) / np.float32(255))
+  found = {
+    resample: np.asarray(
+      augment(images, keys(48), num_ops=1, resample=resample)
+    )
+    for resample in rand_augment.RESAMPLES
+  }
+  same = {
+    name: (found[name] == found['random']).all(axis=(1, 2, 3))
+    for name in ('bilinear', 'bicubic')
+  }
+  assert (same['bilinear'] | same['bicubic']).all()
+  assert not same['bilinear'].all() and not same['bicubic'].all()
+
+
 @pytest.mark.parametrize(
   'changes, message',
   [
@@ -179,6 +207,7 @@ def test_gray_images_and_an_image_of_floats_off_the_grid(photos):
     ({'magnitude': 11}, 'magnitude'),
     ({'num_ops': 0}, 'num_ops'),
     ({'std': -1}, 'std'),
+    ({'resample': 'nearest'}, "'nearest'; did you mean .* bilinear, bicubic"),
     ({'probability': 1.5}, 'probability'),
   ],
 )

@@ -46,6 +46,7 @@ def make_augment(
         num_ops=config['rand_ops'],
         std=config['rand_std'],
         probability=config['rand_probability'],
+        resample=config['rand_resample'],
       )
     if config['erasing']:
       images = random_erasing(
