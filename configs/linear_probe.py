@@ -17,8 +17,8 @@ Words: a protocol (moco_v3, dino, mae, moby), data, sweep, cached.
   as the authors did), batch 1024, 100 epochs.
 * mae (arXiv:2111.06377, appendix A.1, `main_linprobe.py`): BatchNorm without
   scale and bias before the classifier, LARS, 0.1 per 256 images, batch 16384,
-  90 epochs of which 10 warm up. Crops are bicubic with torchvision's loop of
-  ten tries, where theirs has none.
+  90 epochs of which 10 warm up. Crops are bicubic and drawn once, clipped to
+  the image (`util/crop.py`), where the others' are drawn until they fit.
 * moby (arXiv:2105.04553, `moby_linear.py`): mean of the patches after the final
   norm, SGD, 1 per 512 images, gradients clipped to 5, batch 1024, 100 epochs of
   which 5 warm up. Theirs leaves on what looks accidental: label smoothing
@@ -83,7 +83,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.log_every = 100
   config.eval_every = config.checkpoint_every = 5000
   config.views = dict(
-    view1=views.crop(resample='bicubic' if words.mae else 'bilinear')
+    view1=views.crop(
+      'bicubic' if words.mae else 'bilinear', retry=not words.mae
+    )
   )
   if words.data in ('photos', 'cifar10'):
     config.batch_size, config.epochs = 256, 30.0

@@ -63,11 +63,12 @@ def moco_v2_views() -> dict:
   )
 
 
-def crop(resample: str = 'bilinear') -> dict:
+def crop(resample: str = 'bilinear', *, retry: bool = True) -> dict:
   """A random crop, mirrored or not: what linear probes train on.
 
   Args:
     resample: 'bilinear' or 'bicubic'.
+    retry: False for one draw of the crop, clipped to the image.
 
   Returns:
     Fields of `input_pipeline.views.View`.
@@ -77,6 +78,7 @@ def crop(resample: str = 'bilinear') -> dict:
     ratio=(3 / 4, 4 / 3),
     flip=0.5,
     resample=resample,
+    retry=retry,
     jitter=0.0,
     gray=0.0,
     blur=0.0,

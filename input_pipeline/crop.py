@@ -38,17 +38,19 @@ def crop_boxes(
 
   Args:
     keys: typed PRNG keys [b].
-    view: `scale` and `ratio` are read.
+    view: `scale`, `ratio` and `retry` are read.
     image_size: (height, width) of the images, pixels.
 
   Returns:
     int32 [b, 4]: top, left, height, width.
   """
   draws = uniforms(keys, 0, BOX_DRAWS)
-  return boxes_from(draws, view.scale, view.ratio, image_size, jnp)
+  return boxes_from(
+    draws, view.scale, view.ratio, image_size, jnp, retry=view.retry
+  )
 
 
-def boxes_from(draws, scale, ratio, image_size, xp):
+def boxes_from(draws, scale, ratio, image_size, xp, *, retry=True):
   """Boxes from uniform draws, on the device or on the host.
 
   An area and a log-uniform aspect ratio are drawn until the box fits, ten times
@@ -61,6 +63,8 @@ def boxes_from(draws, scale, ratio, image_size, xp):
     ratio: smallest and largest width / height, each a number or [b, 1].
     image_size: (height, width) of the image, pixels.
     xp: `jax.numpy` or `numpy`.
+    retry: False for the first draw in any case, clipped to the image; a bool or
+      [b, 1].
 
   Returns:
     int32 [b, 4]: top, left, height, width, inside the image.
@@ -72,6 +76,9 @@ def boxes_from(draws, scale, ratio, image_size, xp):
   aspect = xp.exp(low + (high - low) * log_ratio)
   width = xp.round(xp.sqrt(area * aspect))
   height = xp.round(xp.sqrt(area / aspect))
+  if retry is not True:  # what is clipped fits
+    width = xp.where(retry, width, xp.clip(width, 1, image_width))
+    height = xp.where(retry, height, xp.clip(height, 1, image_height))
   fits = (width >= 1) & (width <= image_width)
   fits &= (height >= 1) & (height <= image_height)
   # One-hot of the first that fits, all zero if none does.
@@ -210,7 +217,7 @@ def random_resized_crop(
 
   Args:
     images: uint8 [b, h, w, c], or floats in [0, 1].
-    view: `size`, `scale`, `ratio`, `flip` and `resample` are read.
+    view: `size`, `scale`, `ratio`, `retry`, `flip` and `resample` are read.
     keys: typed PRNG keys [b], one per image.
 
   Returns:

@@ -26,7 +26,8 @@ class Cropper:
   """Crops all views out of an image.
 
   Args:
-    views: in order; `size`, `scale`, `ratio`, `flip` and `resample` are read.
+    views: in order; `size`, `scale`, `ratio`, `retry`, `flip` and `resample`
+      are read.
     channels: of the result.
     decode_part: where given, upright JPEGs are decoded anew for every view, and
       only where it is cut; else once, wholly.
@@ -45,6 +46,8 @@ class Cropper:
     # Smallest and largest of every view, [2, views, 1].
     self._scale = np.array([view.scale for view in views]).T[..., None]
     self._ratio = np.array([view.ratio for view in views]).T[..., None]
+    retry = np.array([[view.retry] for view in views])
+    self._retry = True if retry.all() else retry
     self._flip = np.array([view.flip for view in views])
 
   def __call__(
@@ -83,7 +86,10 @@ class Cropper:
     ]
 
   def _boxes(self, draws, size) -> list[list[int]]:
-    return boxes_from(draws, self._scale, self._ratio, size, np).tolist()
+    boxes = boxes_from(
+      draws, self._scale, self._ratio, size, np, retry=self._retry
+    )
+    return boxes.tolist()
 
 
 def _decode(data: bytes | np.ndarray, channels: int) -> list[Image.Image]:

@@ -37,6 +37,9 @@ class View:
     solarize: probability of inverting the values from `threshold` upwards.
     threshold: of the solarisation, on [0, 1]; Pillow's 128 of 255.
     resample: 'bilinear' or 'bicubic', both antialiased as in Pillow.
+    retry: whether crops are drawn until one fits into the image, as torchvision
+      does; else there is one draw, which the image's borders clip (MAE's code,
+      `util/crop.py`, after TensorFlow's).
   """
 
   size: int | tuple[int, int]
@@ -51,6 +54,7 @@ class View:
   solarize: float = 0.0
   threshold: float = 128 / 255
   resample: str = 'bilinear'
+  retry: bool = True
 
   def __post_init__(self):
     size = (self.size,) * 2 if isinstance(self.size, int) else self.size

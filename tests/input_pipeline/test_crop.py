@@ -72,6 +72,36 @@ def test_boxes_are_distributed_as_torchvisions(image_size, scale, ratio):
     assert test.pvalue > 1e-3, (name, test)
 
 
+def mae_box(random, height, width, scale, ratio):
+  """NumPy twin of MAE's `util/crop.py`: no loop."""
+  area = height * width * random.uniform(*scale)
+  aspect = math.exp(random.uniform(math.log(ratio[0]), math.log(ratio[1])))
+  w = min(int(round(math.sqrt(area * aspect))), width)
+  h = min(int(round(math.sqrt(area / aspect))), height)
+  top = random.integers(0, height - h + 1)
+  return top, random.integers(0, width - w + 1), h, w
+
+
+@pytest.mark.parametrize('image_size', [(96, 64), (40, 90)])
+def test_boxes_without_retries_are_distributed_as_maes(image_size):
+  view = View(size=8, retry=False)
+  ours = draw(view, image_size, 4000)
+  random = np.random.default_rng(1)
+  theirs = np.array(
+    [mae_box(random, *image_size, view.scale, view.ratio) for _ in range(4000)]
+  )
+  for name, mine, other in zip(
+    ('top', 'left', 'height', 'width'), ours.T, theirs.T, strict=True
+  ):
+    test = stats.ks_2samp(mine, other)
+    assert test.pvalue > 1e-3, (name, test)
+  clipped = (ours[:, 2:] == image_size).any(axis=1)
+  assert clipped.mean() > 0.05
+  # What fits is the first draw of the loop.
+  plain = draw(View(size=8), image_size, 4000)
+  assert (ours == plain).all(axis=1)[~clipped].all()
+
+
 def test_boxes_lie_inside_and_reach_both_ends():
   top, left, height, width = draw(View(size=8), (12, 9), 4000).T
   assert min(top.min(), left.min()) == 0 and min(height.min(), width.min()) >= 1

@@ -53,6 +53,28 @@ def test_boxes_of_host_and_device_are_one_function():
     assert (ours[:, :2] + ours[:, 2:] <= size).all()
 
 
+def test_views_with_and_without_retries_side_by_side():
+  """Each crops as if it were alone, on the host as on the device."""
+  fields = dict(size=8, scale=(0.5, 1.0), ratio=(0.3, 3.0))
+  views = [View(**fields, retry=retry) for retry in (True, False) * 20]
+  numbers = draws(40)
+  together = Cropper(views, 3)._boxes(numbers, (30, 60))
+  differ = 0
+  for i, view in enumerate(views):
+    one = numbers[i : i + 1]
+    (alone,) = Cropper([view], 3)._boxes(one, (30, 60))
+    assert together[i] == alone
+    (device,) = crop.boxes_from(
+      one, view.scale, view.ratio, (30, 60), np, retry=view.retry
+    )
+    assert device.tolist() == alone
+    (other,) = crop.boxes_from(
+      one, view.scale, view.ratio, (30, 60), np, retry=not view.retry
+    )
+    differ += other.tolist() != alone
+  assert differ > 5
+
+
 def test_every_view_has_numbers_of_its_own():
   views = [View(size=8, scale=(0.5, 0.5), ratio=(1.0, 1.0), flip=0.0)]
   views += [View(size=6, scale=(0.1, 0.1), ratio=(2.0, 2.0), flip=1.0)]

@@ -242,6 +242,7 @@ class TestJob:
     assert found.probe.blocks == want[3]
     assert found.optim.decay == 0 and found.optim.hyper.momentum == 0.9
     assert found.probe.batch_norm == (protocol == 'mae')
+    assert found.views.view1.retry == (protocol != 'mae')
     assert (found.data.eval_resample == 'bilinear') == (protocol == 'moco_v3')
 
   @pytest.mark.parametrize(
