@@ -27,7 +27,7 @@ from input_pipeline import feed
 from input_pipeline.eval_batches import eval_batches
 from input_pipeline.photos import whole_photos
 from input_pipeline.resident import Resident
-from input_pipeline.source import Source
+from input_pipeline.source import Source, check_classes
 from input_pipeline.unreadable import Unreadable
 from input_pipeline.views import View
 from pretrain import collapse
@@ -54,7 +54,6 @@ from transfer.export import export
 from transfer.extract import Extractor
 from transfer.fewshot.job import fewshot
 from transfer.finetune.job import finetune
-from transfer.job import check_classes
 from transfer.knn.job import knn
 from transfer.knn.online import online_knn, scores_line
 from transfer.probe.job import linear_probe

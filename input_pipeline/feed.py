@@ -116,6 +116,7 @@ def make_feed(
   batch_size: int,
   seed: int,
   shardings: tuple[jax.sharding.Sharding, jax.sharding.Sharding],
+  repeats: int = 1,
   agree: Callable[[Any], Any] = lambda choice: choice,
 ) -> tuple[Resident | Stream, str]:
   """Batches of training images, resident or streamed.
@@ -127,6 +128,7 @@ def make_feed(
     batch_size: global batch size.
     seed: of the run.
     shardings: (of arrays over the batch, of replicated arrays).
+    repeats: see `order.batch_indices`.
     agree: makes a choice that of the first process.
 
   Returns:
@@ -145,7 +147,7 @@ def make_feed(
       if config.mode == 'resident':
         raise
       chosen, why = 'stream', str(error)
-  common = dict(batch_size=batch_size, seed=seed)
+  common = dict(batch_size=batch_size, seed=seed, repeats=repeats)
   if chosen == 'resident':
     feed = Resident(source, views, shardings=shardings, **common)
   else:

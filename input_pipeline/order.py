@@ -106,7 +106,7 @@ def steps_per_epoch(*, size: int, batch_size: int) -> int:
 
 
 def batch_indices(
-  step: int, *, size: int, batch_size: int, seed: int
+  step: int, *, size: int, batch_size: int, seed: int, repeats: int = 1
 ) -> np.ndarray:
   """The examples of one global batch.
 
@@ -115,19 +115,26 @@ def batch_indices(
     size: number of examples.
     batch_size: global batch size; epoch = step // (size // batch_size).
     seed: of the order.
+    repeats: of each example, one after another: repeated augmentation (Hoffer
+      et al., 2020; DeiT's `samplers.py`). An epoch has as many steps as before
+      and sees one in `repeats` of the examples.
 
   Returns:
-    int64 array [batch_size], without repetition within an epoch.
+    int64 array [batch_size]; within an epoch no example more than `repeats`
+    times.
 
   Raises:
-    ValueError: as `steps_per_epoch`, or the step is negative.
+    ValueError: as `steps_per_epoch`, the step is negative, or `repeats` is
+      below 1.
   """
+  if repeats < 1:
+    raise ValueError(f'repeats must be at least 1, got {repeats}')
   if step < 0:
     raise ValueError(f'step must not be negative, got {step}')
   epoch, position = divmod(
     int(step), steps_per_epoch(size=size, batch_size=batch_size)
   )
-  index = position * batch_size + np.arange(batch_size)
+  index = (position * batch_size + np.arange(batch_size)) // repeats
   return permutation(index, size=size, seed=seed, epoch=epoch)
 
 

@@ -24,6 +24,7 @@ class Resident:
     views: the views by name; their order numbers the keys of the augmentation.
     batch_size: global batch size.
     seed: of the order.
+    repeats: see `order.batch_indices`.
     size: number of examples.
     steps_per_epoch: whole batches in an epoch; the remainder is dropped.
   """
@@ -35,6 +36,7 @@ class Resident:
     *,
     batch_size: int,
     seed: int,
+    repeats: int = 1,
     shardings: tuple[jax.sharding.Sharding, jax.sharding.Sharding]
     | None = None,
   ):
@@ -45,6 +47,7 @@ class Resident:
       views: a `View` by name.
       batch_size: global batch size.
       seed: of the order.
+      repeats: see `order.batch_indices`.
       shardings: (of [b] arrays over the batch, of the replicated data set);
         None for the default device.
 
@@ -54,6 +57,7 @@ class Resident:
     """
     self.source, self.views = arrays, dict(views)
     self.batch_size, self.seed, self.size = batch_size, seed, len(arrays)
+    self.repeats = repeats
     self.steps_per_epoch = order.steps_per_epoch(
       size=self.size, batch_size=batch_size
     )
@@ -89,7 +93,11 @@ class Resident:
       int64 [batch_size], indices into the data set.
     """
     return order.batch_indices(
-      step, size=self.size, batch_size=self.batch_size, seed=self.seed
+      step,
+      size=self.size,
+      batch_size=self.batch_size,
+      seed=self.seed,
+      repeats=self.repeats,
     )
 
   def batch(self, step: int) -> dict[str, jax.Array]:

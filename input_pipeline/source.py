@@ -38,3 +38,20 @@ class Source(Protocol):
 
   def where(self, index: int) -> str:
     """What to call one image in a message, such as its path."""
+
+
+def check_classes(train: Source, test: Source) -> None:
+  """Whether labels mean the same in both.
+
+  Raises:
+    ValueError: other classes in the test split.
+  """
+  known, found = tuple(train.classes), tuple(test.classes)
+  # Names of an array are counted up to its highest label: the last ones may be
+  # missing in a small test split, and numbers mean the same.
+  if known[: len(found)] != found:
+    strange = sorted(map(str, set(known) ^ set(found)))
+    raise ValueError(
+      f'{train.name} and {test.name} have not the same classes: '
+      f'{", ".join(strange[:8]) or "the order differs"}'
+    )

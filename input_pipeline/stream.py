@@ -40,6 +40,7 @@ class Stream:
     views: the views by name; their order numbers the keys of the augmentation.
     batch_size: global batch size.
     seed: of the order and the crops.
+    repeats: see `order.batch_indices`.
     size: number of examples.
     steps_per_epoch: whole batches in an epoch; the remainder is dropped.
     spec: what `batch` returns, as `jax.ShapeDtypeStruct`s with shardings.
@@ -52,6 +53,7 @@ class Stream:
     *,
     batch_size: int,
     seed: int,
+    repeats: int = 1,
     channels: int = 3,
     sharding: jax.sharding.Sharding | None = None,
     workers: int | None = None,
@@ -65,6 +67,7 @@ class Stream:
       views: a `View` by name.
       batch_size: global batch size.
       seed: of the order and the crops.
+      repeats: see `order.batch_indices`.
       channels: of the images.
       sharding: of [b, ...] arrays over the batch; None for one device. Only the
         rows of this process's devices are read.
@@ -79,7 +82,7 @@ class Stream:
     check_views(views)
     self.source, self.views = source, dict(views)
     self.batch_size, self.seed, self.size = batch_size, seed, len(source)
-    self.channels = channels
+    self.channels, self.repeats = channels, repeats
     self.steps_per_epoch = order.steps_per_epoch(
       size=self.size, batch_size=batch_size
     )
@@ -110,7 +113,11 @@ class Stream:
       int64 [batch_size], indices into the source.
     """
     return order.batch_indices(
-      step, size=self.size, batch_size=self.batch_size, seed=self.seed
+      step,
+      size=self.size,
+      batch_size=self.batch_size,
+      seed=self.seed,
+      repeats=self.repeats,
     )
 
   def batch(self, step: int) -> dict[str, jax.Array]:

@@ -16,7 +16,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from input_pipeline import feed
-from input_pipeline.source import Source
+from input_pipeline.source import Source, check_classes
 from input_pipeline.views import View
 from training import distributed, loop, sharding
 from training import workdir as workdirs
@@ -77,8 +77,13 @@ class Job:
       resample=data.eval_resample,
     )
 
-  def feed(self, view: str) -> tuple[Any, str]:
-    """Training batches of the config's view of that name, and a word on it."""
+  def feed(self, view: str, *, repeats: int = 1) -> tuple[Any, str]:
+    """Training batches of the config's view of that name, and a word on it.
+
+    Args:
+      view: its name.
+      repeats: see `input_pipeline.order.batch_indices`.
+    """
     config = self.config
     fields = {'size': config.data.image_size, **config.views[view]}
     return feed.make_feed(
@@ -87,6 +92,7 @@ class Job:
       {view: View(**fields)},
       batch_size=config.batch_size,
       seed=config.seed,
+      repeats=repeats,
       shardings=(
         sharding.over_batch(self.mesh),
         sharding.replicated(self.mesh),
@@ -160,23 +166,6 @@ def need_labels(job: Job) -> None:
         f'{job.config.task} needs labels; {source.name} has none'
       )
   check_classes(job.train, job.test)
-
-
-def check_classes(train: Source, test: Source) -> None:
-  """Whether labels mean the same in both.
-
-  Raises:
-    ValueError: other classes in the test split.
-  """
-  known, found = tuple(train.classes), tuple(test.classes)
-  # Names of an array are counted up to its highest label: the last ones may be
-  # missing in a small test split, and numbers mean the same.
-  if known[: len(found)] != found:
-    strange = sorted(map(str, set(known) ^ set(found)))
-    raise ValueError(
-      f'{train.name} and {test.name} have not the same classes: '
-      f'{", ".join(strange[:8]) or "the order differs"}'
-    )
 
 
 def open_job(config: Any, workdir: epath.PathLike, **fields: Any) -> Job:

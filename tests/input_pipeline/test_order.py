@@ -90,6 +90,18 @@ def test_resuming_gives_the_same_batches():
     np.testing.assert_array_equal(again, run[step])
 
 
+def test_repeats_follow_each_other_across_batches():
+  """DeiT's sampler: the first examples of the order, each three times."""
+  arguments = dict(size=103, batch_size=10, seed=7)
+  plain = [order.batch_indices(step, **arguments) for step in range(20)]
+  thrice = [
+    order.batch_indices(step, repeats=3, **arguments) for step in range(20)
+  ]
+  for epoch in (slice(0, 10), slice(10, 20)):
+    want = np.concatenate(plain[epoch]).repeat(3)[:100]
+    np.testing.assert_array_equal(np.concatenate(thrice[epoch]), want)
+
+
 @pytest.mark.parametrize(
   'arguments, message',
   [
@@ -97,6 +109,7 @@ def test_resuming_gives_the_same_batches():
     (dict(size=0, batch_size=1), 'at least 1, got 0 and 1'),
     (dict(size=4, batch_size=0), 'at least 1, got 4 and 0'),
     (dict(size=4, batch_size=2, step=-1), 'not be negative, got -1'),
+    (dict(size=4, batch_size=2, repeats=0), 'repeats must be at least 1, got'),
   ],
 )
 def test_bad_numbers(arguments, message):

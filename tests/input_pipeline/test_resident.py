@@ -44,6 +44,15 @@ def test_batches_follow_the_order(data):
     assert batch['index'].dtype == batch['row'].dtype == np.int32
 
 
+def test_repeated_images_are_augmented_by_themselves(data):
+  train = resident.Resident(data, VIEWS, batch_size=6, seed=3, repeats=3)
+  index = train.indices(1)
+  np.testing.assert_array_equal(index, index[::3].repeat(3))
+  assert index[0] != index[3]
+  views = jax.jit(train.render)(train.batch(1), jax.random.key(0))['view1']
+  assert len(np.unique(np.asarray(views).mean(axis=(1, 2, 3)))) == 6
+
+
 def test_the_images_are_put_on_the_device_once(data):
   train = resident.Resident(data, VIEWS, batch_size=4, seed=0)
   one, two = train.batch(0), train.batch(1)

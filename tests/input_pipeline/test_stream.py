@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import stream
+from input_pipeline import order, stream
 from input_pipeline.arrays import Arrays
 from input_pipeline.decode import UnreadableError
 from input_pipeline.resident import Resident
@@ -134,6 +134,23 @@ def test_each_epoch_has_every_image_once_but_for_the_remainder(batches):
     seen = np.concatenate([batch['index'] for batch in pair])
     assert len(set(seen)) == 16
     np.testing.assert_array_equal(seen[:8], feed.indices(2 * epoch))
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_repeated_images_are_cropped_by_themselves(processes):
+  """The same ones on any number of processes."""
+  numbers = dict(size=20, batch_size=8, seed=3, repeats=3)
+  wanted = order.batch_indices(1, **numbers)
+  assert len(set(wanted.tolist())) < 5
+  found = []
+  for rows in np.arange(8).reshape(processes, -1):
+    feed = make(repeats=3)
+    feed._rows.rows = rows
+    found.append(next(feed.host_batches(1)))
+  index = np.concatenate([batch['index'] for batch in found])
+  np.testing.assert_array_equal(index, wanted)
+  views = np.concatenate([batch['one'] for batch in found])
+  assert len(np.unique(views.reshape(8, -1), axis=0)) == 8
 
 
 def test_labels_go_with_images(batches):

@@ -188,6 +188,7 @@ class TestJob:
     assert load_backbone(tmp_path / 'run').encoder.depth == 2
 
   def test_continued_it_ends_the_same(self, tmp_path):
+    """With repeated augmentation, which is DeiT's."""
     whole = tmp_path / 'whole'
     steps = dict(steps=4, checkpoint_every=2, eval_every=4)
     run(whole, 'arrays,deit,vit_mini8', average=0.5, **steps)
@@ -219,6 +220,8 @@ class TestJob:
       ),
       (dict(augment__smoothing=1.0), 'must be at least 0 and below 1'),
       (dict(augment__rand_magnitude=11.0), r'must be within 0\.\.10'),
+      (dict(augment__rand_resample='cubic'), "did you mean 'bicubic'"),
+      (dict(augment__repeats=0), 'augment.repeats=0 must be at least 1'),
       (dict(augment__rand_ops=0), 'augment.rand_ops=0 must be at least 1'),
       (dict(augment__mixup=0.8, batch_size=15), 'batch_size=15 must be even'),
     ],
@@ -244,6 +247,8 @@ class TestJob:
     assert (found.epochs, optim.warmup_epochs) == want[1:3]
     assert (found.layer_decay, found.drop_path, optim.clip) == want[3:]
     assert optim.decay == 0.05
+    assert found.augment.repeats == (3 if recipe == 'deit' else 1)
+    assert found.augment.rand_resample == 'bicubic'
 
   def test_one_recipe_at_a_time(self):
     with pytest.raises(ValueError, match='one recipe at a time'):

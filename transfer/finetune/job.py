@@ -7,6 +7,8 @@ import jax
 import ml_collections
 from etils import epath
 
+from input_pipeline.known import unknown
+from input_pipeline.rand_augment import RESAMPLES
 from training import loop, sharding
 from training.fields import (
   AT_LEAST_0,
@@ -33,6 +35,7 @@ LIMITS = {
   'augment.rand_ops': AT_LEAST_1,
   'augment.rand_std': AT_LEAST_0,
   'augment.rand_probability': SHARE,
+  'augment.repeats': AT_LEAST_1,
   'augment.erasing': SHARE,
   'augment.mixup': AT_LEAST_0,
   'augment.cutmix': AT_LEAST_0,
@@ -63,7 +66,7 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
   need_labels(job)
   sharding.check_batch(config.batch_size, job.mesh, config.chunks)
   config = _with_encoder(config, job)
-  data, how = job.feed(VIEW)
+  data, how = job.feed(VIEW, repeats=config.augment.repeats)
   total = loop.count_steps(config, data.steps_per_epoch)
   classes = len(job.train.classes)
   method = Classifier(
@@ -103,6 +106,8 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 def _check(config: Any) -> None:
   """Numbers that would fail late, or not at all; ValueError."""
   check_numbers(config, LIMITS)
+  if (resample := config.augment.rand_resample) not in RESAMPLES:
+    raise unknown('config.augment.rand_resample', resample, RESAMPLES)
   mixes = config.augment.mixup or config.augment.cutmix
   if mixes and config.batch_size % 2:
     raise ValueError(

@@ -10,10 +10,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from input_pipeline.arrays import fit
-from input_pipeline.source import Source
+from input_pipeline.source import Source, check_classes
 from training.protocols import Method
 from transfer.extract import Extractor
-from transfer.job import check_classes
 from transfer.knn.vote import histogram, knn_accuracy, raw_pixels
 
 BASELINE_SIZE = 32  # pixels; bounds what raw pixels and histograms hold
