@@ -11,7 +11,7 @@ import jax
 import ml_collections
 
 from benchmarks import build, machine
-from models import ENCODERS
+from models import COMPLETE, ENCODERS
 from pretrain.methods import METHODS
 from training import optim
 from training.state import named_leaves
@@ -63,9 +63,7 @@ def program_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
 def encoder_words() -> list[str]:
   """A word for every encoder: patches of 16, of 4 for the mini sizes."""
   return [
-    name
-    if name.startswith('swin')
-    else f'{name}{4 if name.endswith("mini") else 16}'
+    name if name in COMPLETE else f'{name}{4 if name.endswith("mini") else 16}'
     for name in ENCODERS
   ]
 

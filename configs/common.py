@@ -21,10 +21,15 @@ DECODER_WIDTH = dict(
   swin_s=(128, 64, 32),
   swin_b=(192, 96, 48),
   swin_l=(256, 128, 64),
+  convvit_mini=(32, 32, 16),
+  convvit_s=128,
+  convvit_b=256,
 )
 VITS = tuple(name for name in DECODER_WIDTH if name.startswith('vit'))
 SWINS = tuple(name for name in DECODER_WIDTH if name.startswith('swin'))
-ENCODERS = VITS + SWINS
+CONVVITS = tuple(name for name in DECODER_WIDTH if name.startswith('convvit'))
+COMPLETE = SWINS + CONVVITS  # no patch size follows
+ENCODERS = VITS + COMPLETE
 # Heads of DINO's and DeiT's ViT where MoCo v3's has others.
 DEIT_HEADS = dict(vit_ti=3, vit_s=6)
 
@@ -144,16 +149,16 @@ def parse(
     elif word in flags:
       words[word] = True
     elif encoder and (
-      word in SWINS or re.fullmatch(rf'({"|".join(VITS)})[1-9]\d*', word)
+      word in COMPLETE or re.fullmatch(rf'({"|".join(VITS)})[1-9]\d*', word)
     ):
       words['encoder'] = word
     else:
-      encoders = [*(f'{e}16' for e in VITS), *SWINS] if encoder else []
+      encoders = [*(f'{e}16' for e in VITS), *COMPLETE] if encoder else []
       known = [*DATA, *flags, *encoders]
       near = difflib.get_close_matches(word, known, n=1, cutoff=0)[0]
       told = (
         f'encoders {", ".join(VITS)} followed by the patch size, and '
-        f'{", ".join(SWINS)}; '
+        f'{", ".join(COMPLETE)}; '
       )
       raise ValueError(
         f'unknown config word {word!r}; did you mean {near!r}? Known: data '
@@ -171,7 +176,7 @@ def family(word: str) -> str:
 
 
 def encoder(word: str, **fields) -> dict:
-  """Fields of the encoder; see `models.vit.ViT` and `models.swin.Swin`.
+  """Fields of the encoder; see `ViT`, `Swin` and `ConvViT` in `models`.
 
   Args:
     word: an encoder word.
@@ -194,12 +199,12 @@ def deit(word: str, *, image_size: int, **fields) -> dict:
   """As `encoder`, ViTs with DeiT's heads, positions and start (DINO, MoBY).
 
   Args:
-    word: an encoder word; Swin is the same everywhere.
+    word: an encoder word; Swin and ConvViT are the same everywhere.
     image_size: side of the images that the positions are learned for.
     **fields: what to change.
   """
   name = family(word)
-  if name in SWINS:
+  if name in COMPLETE:
     return encoder(word, **fields)
   learned = dict(
     positions='learned',

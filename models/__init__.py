@@ -6,7 +6,7 @@ import re
 
 from flax import linen as nn
 
-from models import swin, vit
+from models import convvit, swin, vit
 
 # Words that a patch size follows: vit_s of vit_s16.
 PATCHED = {
@@ -17,9 +17,12 @@ PATCHED = {
 COMPLETE = {
   f'swin_{size}': functools.partial(swin.Swin, **fields)
   for size, fields in swin.VARIANTS.items()
+} | {
+  f'convvit_{size}': functools.partial(convvit.ConvViT, **fields)
+  for size, fields in convvit.VARIANTS.items()
 }
 # Nothing preset: for encoders that come with all their fields (`interop`).
-BARE = {'vit': vit.ViT, 'swin': swin.Swin}
+BARE = {'vit': vit.ViT, 'swin': swin.Swin, 'convvit': convvit.ConvViT}
 ENCODERS = PATCHED | COMPLETE
 # Only to guess what an unknown word was meant to be; any patch size works.
 USUAL_PATCHES = (4, 8, 14, 16, 32)
@@ -30,7 +33,7 @@ def make_encoder(word: str, **fields) -> nn.Module:
 
   Args:
     word: a name in PATCHED followed by the patch size, such as 'vit_s16', or
-      one in COMPLETE, such as 'swin_t', or in BARE.
+      one in COMPLETE, such as 'swin_t' or 'convvit_b', or in BARE.
     **fields: fields of the encoder that should differ from its variant's.
 
   Returns:

@@ -19,6 +19,7 @@ SMALL = dict(hidden=32, out=16, bottleneck=8, queue=64)
 ENCODERS = dict(
   vit_mini4=dict(width=16, depth=2, num_heads=2),
   swin_mini=dict(width=8, depths=(1, 1), num_heads=(1, 2), window=2),
+  convvit_mini=dict(widths=(4, 8, 16), depths=(1, 1, 1), num_heads=2),
 )
 # Every file once, every kind of word somewhere: compiling takes half a minute
 # each. All words are built in test_main.py, both encoders take steps with every
@@ -45,7 +46,7 @@ def small(name, words, **method):
   known = {k: v for k, v in SMALL.items() if k in config.method}
   config.method.update(known | method)
   if config.method.repre:
-    width = (8,) if word in common.SWINS else 8
+    width = (8,) if word in common.COMPLETE else 8
     config.method.repre.update(width=width, levels=2)
   for view in config.views.values():
     view.update(jitter=0.0, gray=0.0, blur=0.0)

@@ -21,6 +21,10 @@ def test_words_without_a_patch():
   assert (encoder.patch_size, encoder.window, encoder.drop_path) == (4, 7, 0.2)
   assert make_encoder('swin_mini').patch_size == 2
   assert make_encoder('swin_mini', patch_size=4).patch_size == 4
+  encoder = make_encoder('convvit_b', drop_path=0.1)
+  assert (encoder.widths, encoder.depths) == ((256, 384, 768), (2, 2, 11))
+  assert (encoder.patch_size, encoder.num_heads) == (16, 12)
+  assert make_encoder('convvit_mini').patch_size == 4
 
 
 @pytest.mark.parametrize(
@@ -34,6 +38,8 @@ def test_words_without_a_patch():
     ('swint', 'swin_t'),
     ('swin_t4', 'swin_t'),
     ('swin_base', 'swin_'),
+    ('convvit_b16', 'convvit_b'),
+    ('convit_s', 'convvit_s'),
   ],
 )
 def test_unknown_words_get_the_nearest_and_all_known(word, nearest):

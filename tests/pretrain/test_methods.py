@@ -103,6 +103,18 @@ def test_swin_learns_with_every_method(name):
   assert {n for n in before if n.startswith('decoder')} <= moved
 
 
+def test_convvit_learns_with_repre():
+  """Two steps; the decoder reads maps of two strides and two widths."""
+  kind = dict(devices=1, encoder='convvit')
+  (first, _), (second, report) = steps('simsiam', **kind)
+  assert np.isfinite(report['loss']) and report['loss_pixels'] > 0
+  assert report['bad_steps'] == 0
+  before, after = named_leaves(first.params), named_leaves(second.params)
+  assert all((before[n] != after[n]).any() for n in before)
+  branch = cached_run(**run_of('simsiam', **kind)).method.branch
+  assert branch.levels == (0, 2) and branch.target.patch_size == 2
+
+
 def test_level_gradients_are_those_of_the_pixel_error():
   """Against moving each level that the decoder reads by a little."""
   added = dict(LEARNED, level_gradients=True, view='both')

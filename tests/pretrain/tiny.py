@@ -10,6 +10,7 @@ from configs import common
 from input_pipeline.arrays import Arrays
 from input_pipeline.resident import Resident
 from input_pipeline.views import View
+from models.convvit import ConvViT
 from models.swin import Swin
 from models.vit import ViT
 from pretrain.methods import make_method
@@ -94,14 +95,16 @@ def make_run(
     seed=config.seed,
     shardings=(sharding.over_batch(mesh), sharding.replicated(mesh)),
   )
-  shared = dict(
-    patch_size=PATCH, mlp_ratio=2, dtype=dtype, drop_path=0.3, remat=remat
-  )
+  shared = dict(mlp_ratio=2, dtype=dtype, drop_path=0.3, remat=remat)
   if encoder == 'vit':
-    made = ViT(width=WIDTH, depth=2, num_heads=2, **shared)
-  else:
+    sizes = dict(patch_size=PATCH, width=WIDTH, depth=2, num_heads=2)
+    made = ViT(**sizes, **shared)
+  elif encoder == 'swin':
     sizes = dict(width=WIDTH // 2, depths=(1, 1), num_heads=(1, 2), window=2)
-    made = Swin(**sizes, **shared)
+    made = Swin(patch_size=PATCH, **sizes, **shared)
+  else:
+    sizes = dict(widths=(4, 8, WIDTH), depths=(1, 1, 1), patch_sizes=(2, 2, 1))
+    made = ConvViT(num_heads=2, **sizes, **shared)
   learned = make_method(
     made,
     dict(

@@ -111,6 +111,29 @@ def test_layers_by_hand():
   assert found['head/kernel'] == (1.0, 0.05)
 
 
+def test_convolutions_of_convvit_are_one_layer():
+  """Spec: both convolution stages and all embeddings 0, blocks 1 to 11."""
+  encoder = make_encoder('convvit_s', widths=(4, 8, 12), num_heads=1)
+  found = groups(encoder, shapes(encoder, 16), layer_decay=0.65)
+  first = {n for n in found if re.search(r'(embed|project|block_[0-3]/)', n)}
+  first |= {n for n in found if '/patch_norm/' in n}
+  last = {
+    n for n in found if re.search(r'(encoder/norm|fuse_\d|^head|^fc_norm)/', n)
+  }
+  layers = {n: 0 for n in first} | {n: 12 for n in last}
+  for name in found.keys() - layers.keys():
+    layers[name] = int(re.fullmatch(r'encoder/block_(\d+)/.*', name)[1]) - 3
+  assert set(layers.values()) == set(range(13)) and len(first) == 4 * 14 + 14
+  for name, (scale, decay) in found.items():
+    assert layer_of(name, encoder) == layers[name], name
+    assert scale == pytest.approx(0.65 ** (12 - layers[name])), name
+    assert decay == (0.0 if re.search('(bias|scale)$', name) else 0.05), name
+  # More convolution blocks than there are layers.
+  encoder = encoder.copy(depths=(3, 3, 1))
+  found = groups(encoder, shapes(encoder, 16), layer_decay=0.5)
+  assert {scale for scale, _ in found.values()} == {0.25, 0.5, 1.0}
+
+
 def test_tables_do_not_decay_unless_asked():
   encoder = make_encoder('swin_t', width=8, num_heads=(1, 1, 1, 1))
   name = 'encoder/block_3/position_bias'

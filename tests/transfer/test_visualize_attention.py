@@ -18,6 +18,7 @@ from transfer.visualize.attention_depth import (
   neighbourhoods,
 )
 from transfer.visualize.attention_maps import (
+  attending,
   mass_mask,
   query_map,
   stride_of,
@@ -28,6 +29,7 @@ MADE = {
   'vit_mini4': dict(width=16, depth=2, num_heads=2),
   # Maps of 6 x 6 and 3 x 3: windows are padded, shifted, and shrunk.
   'swin_mini': dict(width=8, depths=(2, 1), num_heads=(1, 2), window=4),
+  'convvit_mini': dict(widths=(4, 8, 16), depths=(1, 1, 2), num_heads=2),
 }
 
 
@@ -41,7 +43,7 @@ def looked_at(name):
   variables = jax.tree.map(
     lambda p: p + 0.3 * rng.standard_normal(p.shape, np.float32), variables
   )
-  blocks = tuple(range(encoder.depth))
+  blocks = tuple(attending(encoder))
   encode = jax.jit(functools.partial(encoder.apply, attention=blocks))
   return encoder, variables, images, encode(variables, images)
 
@@ -101,7 +103,7 @@ class TestMaps:
   @pytest.mark.parametrize('name', list(MADE))
   def test_the_mean_query_of_every_block(self, name):
     encoder, _, _, features = looked_at(name)
-    for block in range(encoder.depth):
+    for block in attending(encoder):
       windows = windows_of(encoder, block, (12, 12))
       got = query_map(features.attention[block], windows, cls=False)
       full = whole(features.attention[block], windows)
@@ -237,7 +239,7 @@ class TestDistance:
     encoder, variables, images, features = looked_at(name)
     pixels = np.round(images * 255).astype(np.uint8)
     found = jax.jit(by_depth(encoder))(variables, pixels)
-    for block in range(encoder.depth):
+    for i, block in enumerate(attending(encoder)):
       windows = windows_of(encoder, block, (12, 12))
       full = whole(features.attention[block], windows)
       full /= full.sum(-1, keepdims=True)
@@ -245,7 +247,7 @@ class TestDistance:
       apart = np.linalg.norm(places[:, None] - places[None], axis=-1)
       want = (full * apart).sum(-1).mean(-1) * stride_of(encoder, block)
       # The pixels were rounded to 8 bits.
-      np.testing.assert_allclose(found['distance'][block], want, rtol=0.03)
-      nmi = np.asarray(found['nmi'][block])
+      np.testing.assert_allclose(found['distance'][i], want, rtol=0.03)
+      nmi = np.asarray(found['nmi'][i])
       assert nmi.shape == want.shape
       assert (nmi >= 0).all() and (nmi <= 1).all() and nmi.max() > 0.001

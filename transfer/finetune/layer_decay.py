@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
+from models.convvit import ConvViT
 from training.optim import Rule, Rules
 from training.recipe import Recipe
 
@@ -11,7 +12,10 @@ TOKENS = r'encoder/(cls|registers|pos_embed)'
 TABLES = r'.*position_bias(/.*)?'
 BLOCK = re.compile(r'encoder/(?:position_bias/)?block_(\d+)(?:/.*)?')
 MERGE = re.compile(r'encoder/merge_(\d+)/.*')
-FIRST = r'encoder/(patch_embed|patch_norm|norm_pre)/.*|' + TOKENS
+EMBEDS = (
+  r'encoder/(patch_embed|patch_norm|norm_pre|project|embed_(norm_)?\d+)/.*'
+)
+FIRST = f'{EMBEDS}|{TOKENS}'
 
 
 def layer_of(name: str, encoder: Any) -> int:
@@ -20,17 +24,24 @@ def layer_of(name: str, encoder: Any) -> int:
   0 is what makes tokens of patches, i + 1 is block i, counted over all stages;
   a merging of Swin belongs to the block before it; depth + 1 is all else: the
   final norm and the head (BEiT and MAE, `util/lr_decay.py`; SimMIM,
-  `optimizer.py`).
+  `optimizer.py`). The convolutions of ConvViT belong to layer 0, and its blocks
+  that attend are counted alone (ConvMAE, `util/lr_decay.py`).
 
   Args:
     name: path of the parameter, 'encoder/block_0/mlp/fc1/kernel'.
     encoder: the module; its `depth` and `depths` are read.
   """
+  stem = _stem(encoder)
   if match := BLOCK.fullmatch(name):
-    return int(match[1]) + 1
+    return max(int(match[1]) + 1 - stem, 0)
   if match := MERGE.fullmatch(name):
     return sum(encoder.depths[: int(match[1]) + 1])
-  return 0 if re.fullmatch(FIRST, name) else encoder.depth + 1
+  return 0 if re.fullmatch(FIRST, name) else encoder.depth - stem + 1
+
+
+def _stem(encoder: Any) -> int:
+  """How many blocks belong to layer 0."""
+  return encoder.conv_depth if isinstance(encoder, ConvViT) else 0
 
 
 def layer_rules(
@@ -54,14 +65,17 @@ def layer_rules(
   Returns:
     Rules for `encoder/...` and everything else.
   """
-  depth = encoder.depth
+  stem = _stem(encoder)
+  depth = encoder.depth - stem
   patterns = {0: FIRST, depth + 1: '.*'}
   patterns |= {
-    i + 1: rf'encoder/(position_bias/block_{i}|block_{i}/.*)'
-    for i in range(depth)
+    i + 1 - stem: rf'encoder/(position_bias/block_{i}|block_{i}/.*)'
+    for i in range(stem, encoder.depth)
   }
+  for i in range(stem):
+    patterns[0] += rf'|encoder/block_{i}/.*'
   for stage in range(len(encoder.depths) - 1):
-    layer = sum(encoder.depths[: stage + 1])
+    layer = max(sum(encoder.depths[: stage + 1]) - stem, 0)
     patterns[layer] += rf'|encoder/merge_{stage}/.*'
   bare = [TOKENS, *([] if decay_tables else [TABLES])]
   bare = '|'.join([*filter(None, [recipe.exclude]), *bare])

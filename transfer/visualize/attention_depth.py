@@ -19,6 +19,7 @@ from einops import rearrange
 from models.windows import Windows, attention_mask
 from transfer.visualize.attention_maps import (
   among_patches,
+  attending,
   in_image,
   stride_of,
   windows_of,
@@ -117,9 +118,9 @@ def by_depth(encoder: Any) -> Callable[[Any, jax.Array], dict[str, list]]:
 
   Returns:
     (variables, uint8 images [b, h, w, c]) -> {'nmi', 'distance'}, each a list
-    by block of [b, heads]; distances in pixels.
+    by block that attends of [b, heads]; distances in pixels.
   """
-  blocks = tuple(range(encoder.depth))
+  blocks = tuple(attending(encoder))
 
   def measure(variables, images):
     images = images.astype(jnp.float32) / 255

@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from models.convvit import ConvViT
 from models.swin import Swin
 from models.windows import Windows
+
+
+def attending(encoder: Any) -> range:
+  """The blocks that attend: ConvViT begins with convolutions."""
+  first = encoder.conv_depth if isinstance(encoder, ConvViT) else 0
+  return range(first, encoder.depth)
 
 
 def windows_of(encoder: Any, block: int, size: tuple[int, int]) -> Windows:
@@ -28,7 +35,7 @@ def windows_of(encoder: Any, block: int, size: tuple[int, int]) -> Windows:
 def stride_of(encoder: Any, block: int) -> int:
   """Pixels between neighbouring tokens of a block."""
   if not isinstance(encoder, Swin):
-    return encoder.strides[block]
+    return encoder.patch_size
   block %= encoder.depth
   return encoder.strides[
     int(np.searchsorted(np.cumsum(encoder.depths), block, side='right'))
