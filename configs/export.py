@@ -13,6 +13,7 @@ Words: formats, `timm` if none is named.
 * mmdet: names of mmdet's and mmseg's SwinTransformer, for `init_cfg` after the
   same step with 'state_dict'.
 * microsoft: names of Swin's authors and their detection code.
+* convmae: names of ConvMAE's authors.
 * npz: our own names; `config.checkpoint` and `config.init_from` read it, as
   they read all of these.
 
@@ -25,7 +26,15 @@ from ml_collections import config_dict
 
 from configs import common
 
-FORMATS = ('timm', 'huggingface', 'detectron2', 'mmdet', 'microsoft', 'npz')
+FORMATS = (
+  'timm',
+  'huggingface',
+  'detectron2',
+  'mmdet',
+  'microsoft',
+  'convmae',
+  'npz',
+)
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from interop import export_swin, export_vit
+from interop import export_convvit, export_swin, export_vit
 from interop.exported import Export, statistics
 from interop.files import WeightsError
+from models.convvit import ConvViT
 from models.swin import Swin
 from models.vit import ViT
 
@@ -18,6 +19,7 @@ FORMATS: Mapping[str, Mapping[type, Callable[..., Export]]] = {
     ViT: export_vit.to_hugging_face,
     Swin: export_swin.to_hugging_face,
   },
+  'convmae': {ConvViT: export_convvit.to_convmae},
   'detectron2': {ViT: export_vit.to_detectron2},
   'mmdet': {Swin: export_swin.to_mmdet},
   'microsoft': {Swin: export_swin.to_microsoft},

@@ -20,8 +20,9 @@ class Layout:
     anchors: names that are there in every file of it, below the root.
     spec: (tensors, hints) -> the encoder's word and fields, `config.encoder`.
       Raises WeightsError where the file does not tell enough.
-    pairs: (encoder, names that there are or None for those of an export) -> how
-      its parameters are named.
+    pairs: encoder -> how its parameters are named.
+    computed: tensors -> those of them that are no parameters of ours, but must
+      be what ours computes in their place.
     ignored: patterns of what is no part of an encoder: heads, decoders, masks,
       buffers.
   """
@@ -30,4 +31,5 @@ class Layout:
   anchors: tuple[str, ...]
   spec: Callable[[Found, Hints], dict[str, Any]]
   pairs: Callable[[Any], list[Pair]]
+  computed: Callable[[Found], list[Pair]] = lambda found: []
   ignored: tuple[str, ...] = ()

@@ -108,7 +108,7 @@ def _own(weights: Weights) -> Loaded:
     params={name: _read(weights, name) for name in names},
     layout='RePre-JAX',
     which='student',
-    said=f'{weights.path}: an export of this project; {_size(spec)}',
+    said=f'{weights.path}: an export of this project; {_size(build(spec))}',
     metadata=weights.metadata,
   )
 
@@ -187,17 +187,17 @@ def _statistics(spec: Mapping[str, Any], channels: int) -> dict[str, Any]:
   return out
 
 
-def _size(spec: Mapping[str, Any]) -> str:
-  blocks = '+'.join(map(str, spec.get('depths', (spec.get('depth'),))))
+def _size(encoder: Any) -> str:
+  blocks = '+'.join(map(str, encoder.depths))
   return (
-    f'{spec["name"]} of width {spec["width"]}, {blocks} blocks, '
-    f'{spec["num_heads"]} heads'
+    f'{type(encoder).__name__} of width {encoder.width}, {blocks} blocks, '
+    f'{encoder.num_heads} heads'
   )
 
 
 def _said(weights: Weights, fit: Fit) -> str:
   where = f', below {fit.root!r}' if fit.root else ''
-  text = f'{weights.path}: {fit.layout.name}{where}; {_size(fit.spec)}'
+  text = f'{weights.path}: {fit.layout.name}{where}; {_size(fit.encoder)}'
   if fit.unused:
     more = len(fit.unused) - SHOWN
     text += f'; not used: {", ".join(fit.unused[:SHOWN])}'

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from interop.files import Weights, WeightsError
-from models.swin import Swin
+from models import BARE
 
 ABOUT = 'about'  # of the .npz: the same as the metadata of safetensors
 SPEC = 'encoder'
@@ -24,7 +24,8 @@ def spec_of(encoder: Any) -> dict[str, Any]:
     if field.name not in NOT_TOLD
     and (value := encoder.__dict__[field.name]) is not None
   }
-  return dict(name='swin' if isinstance(encoder, Swin) else 'vit', **fields)
+  (name,) = (k for k, kind in BARE.items() if type(encoder) is kind)
+  return dict(name=name, **fields)
 
 
 def about(spec: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, str]:

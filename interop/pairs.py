@@ -59,6 +59,21 @@ def convolution(theirs: str, ours: str) -> Pair:
   return Pair(theirs, (ours,), lambda x: (x.transpose(CONVOLUTION),), give)
 
 
+def pointwise(theirs: str, ours: str) -> Pair:
+  """A convolution of 1x1, [out, in, 1, 1] of theirs, a linear layer of ours."""
+  return Pair(
+    theirs,
+    (ours,),
+    lambda x: (x[:, :, 0, 0].T if x.shape[2:] == (1, 1) else x,),
+    lambda x: x.T[:, :, None, None],
+  )
+
+
+def fixed(theirs: str, value: np.ndarray) -> Pair:
+  """What is no parameter of ours, but computed; theirs must be the same."""
+  return Pair(theirs, (), lambda x: (), lambda: value)
+
+
 def fused(theirs: str, ours: tuple[str, ...], *, kernel: bool) -> Pair:
   """Kernels or biases of several linear layers, one after another in theirs."""
 

@@ -134,6 +134,14 @@ def try_layout(
       missing.append(pair.theirs)
       continue
     misshaped += _compare(pair, found[pair.theirs].shape, wanted)
+  for pair in layout.computed(found):
+    known.add(pair.theirs)
+    read = found[pair.theirs].read()
+    if not np.allclose(read, pair.give(), atol=1e-4):
+      raise WeightsError(
+        f'{root}{pair.theirs} is not the fixed table of {layout.name}, and no '
+        'other can be had'
+      )
   ignored = re.compile('|'.join(layout.ignored))
   rest = [name for name in found if name not in known]
   unexpected = [name for name in rest if not ignored.fullmatch(name)]

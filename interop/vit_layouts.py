@@ -199,7 +199,7 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
     fields['projection'] = _shape(found, names.projection, 2)[1]
   fields |= _mlp(names, found, hints, width)
   fields |= _positions(names, found, hints, fields, table)
-  fields['num_heads'] = _heads(width, hints, table)
+  fields['num_heads'] = table[1] if table else heads_of(width, hints)
   for name in ('norm_epsilon', 'mean', 'std'):
     if (value := dataclasses.asdict(hints)[name]) is not None:
       fields[name] = value
@@ -300,9 +300,12 @@ def _grid(rows, counts, native, names) -> tuple[int, tuple[int, int]]:
   )
 
 
-def _heads(width: int, hints: Hints, table) -> int:
-  if table is not None:
-    return table[1]
+def heads_of(width: int, hints: Hints) -> int:
+  """Attention heads, which no shape tells.
+
+  Raises:
+    WeightsError: of a width that is not published.
+  """
   heads = hints.num_heads or HEADS.get(width, width // CHANNELS_PER_HEAD)
   if not heads or width % heads:
     raise WeightsError(

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
@@ -72,6 +71,8 @@ class ConvViT(nn.Module):
     mean: per-channel image mean, or one number for all; None is ImageNet's for
       three channels and 0.5 otherwise.
     std: the same for the standard deviation.
+    pool: 'mean' of the tokens after the final norm, or 'norm_mean', the norm of
+      their mean (the authors' fine-tuning).
   """
 
   patch_sizes: tuple[int, ...] = (4, 2, 2)
@@ -87,9 +88,9 @@ class ConvViT(nn.Module):
   attention_impl: str = 'auto'
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
+  pool: str = 'mean'
 
   norm_epsilon: ClassVar[float] = 1e-6  # of the blocks that attend and `norm`
-  pool: ClassVar[str] = 'mean'  # what `pooled` is; there is no CLS token
 
   @property
   def patch_size(self) -> int:
@@ -173,11 +174,13 @@ class ConvViT(nn.Module):
     if self.fuse:
       x = x + self._fused(kept)
     # float32 from here on, for losses and for what probes store.
-    tokens = layers.layer_norm('norm', epsilon=self.norm_epsilon)(x)
+    x = x.astype(jnp.float32)
+    norm = layers.layer_norm('norm', epsilon=self.norm_epsilon)
+    tokens, after = norm(x), self.pool == 'norm_mean'
     return Features(
       levels=tuple(levels),
       tokens=tokens,
-      pooled=tokens.mean(axis=1),
+      pooled=norm(x.mean(axis=1)) if after else tokens.mean(axis=1),
       attention={asked: weights[i] for asked, i in maps.items()},
     )
 
@@ -216,8 +219,7 @@ class ConvViT(nn.Module):
     dtype = layers.compute_dtype(self.dtype)
     x = rearrange(x, 'b k p q d -> b (k p q) d')
     x = Dense(self.width, dtype=dtype, kernel_init=XAVIER, name='project')(x)
-    # MAE puts the columns first: the halves change places.
-    table = np.roll(sincos_2d(grid, self.width), self.width // 2, axis=1)
+    table = sincos_2d(grid, self.width, columns_first=True)
     positions = jnp.asarray(table, dtype)
     return x + (positions if mask is None else positions[mask.visible])
 
@@ -270,6 +272,7 @@ class ConvViT(nn.Module):
     self, x: jax.Array, mask: Mask | None, noise: jax.Array | None
   ) -> None:
     """Raises ValueError, before anything compiles, for what cannot work."""
+    layers.check_word('pool', self.pool, ('mean', 'norm_mean'))
     stages = (self.patch_sizes, self.widths, self.depths)
     if len(set(map(len, stages))) > 1 or len(self.depths) < 2:
       raise ValueError(

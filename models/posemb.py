@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
+def sincos_2d(
+  grid: tuple[int, int], width: int, *, columns_first: bool = False
+) -> np.ndarray:
   """MoCo v3's 2-D sine-cosine table (Chen et al., arXiv:2104.02057, 4.1).
 
   The patch at row r and column c gets [sin rw, cos rw, sin cw, cos cw] with
@@ -18,6 +20,7 @@ def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
   Args:
     grid: (h, w) in patches.
     width: width of the tokens.
+    columns_first: MAE's table, of which ConvMAE's is one.
 
   Returns:
     [h * w, width] float32 in row-major order; computed in float64.
@@ -35,6 +38,8 @@ def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
   row = np.repeat(np.arange(h), w)[:, None] * frequency
   column = np.tile(np.arange(w), h)[:, None] * frequency
   table = [np.sin(row), np.cos(row), np.sin(column), np.cos(column)]
+  if columns_first:
+    table = table[2:] + table[:2]
   return np.concatenate(table, axis=1).astype(np.float32)
 
 
