@@ -11,6 +11,7 @@ from interop.files import Weights, WeightsError, open_weights
 from interop.recognise import SHOWN, Fit, build, is_teacher, recognise, shapes
 from models.patches import IMAGENET_MEAN, IMAGENET_STD, per_channel
 from models.posemb import interpolation_matrix
+from models.vit import ViT
 
 PATCHES = 'encoder/patch_embed/kernel'
 
@@ -189,10 +190,13 @@ def _statistics(spec: Mapping[str, Any], channels: int) -> dict[str, Any]:
 
 def _size(encoder: Any) -> str:
   blocks = '+'.join(map(str, encoder.depths))
-  return (
+  text = (
     f'{type(encoder).__name__} of width {encoder.width}, {blocks} blocks, '
     f'{encoder.num_heads} heads'
   )
+  if isinstance(encoder, ViT) and encoder.positions == 'learned':
+    text += ', positions of {}x{} patches'.format(*encoder.native_grid)
+  return text
 
 
 def _said(weights: Weights, fit: Fit) -> str:

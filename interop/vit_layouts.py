@@ -183,6 +183,7 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
     patch_bias=f'{names.patch}.bias' in found,
     pre_norm=f'{names.pre_norm}.weight' in found,
     relative=relative,
+    num_heads=table[1] if table else heads_of(width, hints),
     pool='cls' if names.cls in found else 'mean',
     init_scheme='trunc_normal',
     norm_epsilon=1e-6,
@@ -199,7 +200,6 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
     fields['projection'] = _shape(found, names.projection, 2)[1]
   fields |= _mlp(names, found, hints, width)
   fields |= _positions(names, found, hints, fields, table)
-  fields['num_heads'] = table[1] if table else heads_of(width, hints)
   for name in ('norm_epsilon', 'mean', 'std'):
     if (value := dataclasses.asdict(hints)[name]) is not None:
       fields[name] = value
