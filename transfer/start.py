@@ -10,6 +10,7 @@ from etils import epath
 
 from interop.files import is_weights
 from interop.load import load_encoder
+from models import BARE
 from training import distributed, storage
 from training.checkpoint import Checkpoints
 from training.warm_start import load_params
@@ -41,6 +42,8 @@ def starting_point(
       `config.weights` without such a file.
   """
   started = bool(Checkpoints(workdir).steps())
+  if started and (spec := _recorded(workdir)).get('name') in BARE:
+    return _with_encoder(config, spec), None
   told = {k: v for k, v in config.weights.items() if v is not None}
   if not config.init_from or not is_weights(config.init_from):
     if told:
@@ -51,8 +54,6 @@ def starting_point(
     if started or not config.init_from:
       return config, None
     return config, load_params(config.init_from)
-  if started:
-    return _with_encoder(config, _recorded(workdir)), None
   loaded = load_encoder(config.init_from, **{'in_channels': channels} | told)
   _check_family(config.encoder.name, loaded.spec['name'], config.init_from)
   if jax.process_index() == 0:
@@ -61,9 +62,16 @@ def starting_point(
 
 
 def _recorded(workdir: epath.PathLike) -> Mapping[str, Any]:
-  """The encoder that a run began with."""
+  """The encoder that a run began with; only one of others has a bare name."""
   path = storage.resolve(workdir) / 'config.json'
-  return distributed.on_lead(lambda: json.loads(path.read_text()))['encoder']
+
+  def read():
+    try:
+      return json.loads(path.read_text())['encoder']
+    except (OSError, ValueError, KeyError):
+      return {}  # `workdir.check_config` will tell
+
+  return distributed.on_lead(read)
 
 
 def _with_encoder(config: Any, spec: Mapping[str, Any]) -> Any:
