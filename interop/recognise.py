@@ -36,6 +36,8 @@ TEACHERS = frozenset(
   )
 )
 SHOWN = 6
+MAX_DEPTH = 500  # blocks; names may count higher than there are tensors
+MAX_TOLD = 2**28  # numbers that are made to tell a shape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,8 +127,7 @@ def try_layout(
     if name.startswith(root)
   }
   spec = layout.spec(found, _by_root(hints, root, layout))
-  encoder = build(spec)
-  wanted = shapes(encoder)
+  encoder, wanted = _made(spec)
   missing, misshaped, known = [], [], set()
   for pair in layout.pairs(encoder):
     known.add(pair.theirs)
@@ -158,6 +159,17 @@ def try_layout(
   )
 
 
+def _made(spec: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[int, ...]]]:
+  """The module and the shapes of its parameters."""
+  try:
+    encoder = build(spec)
+    if encoder.depth > MAX_DEPTH:
+      raise ValueError(f'{encoder.depth} blocks')
+    return encoder, shapes(encoder)
+  except (TypeError, ValueError) as error:
+    raise WeightsError(f'no encoder has such sizes: {error}') from error
+
+
 def build(spec: Mapping[str, Any]) -> Any:
   """The module of `config.encoder`."""
   fields = dict(spec)
@@ -183,6 +195,8 @@ def _compare(pair, shape, wanted) -> list[str]:
   except ValueError:
     pass  # axes that cannot be exchanged
   ours = [np.broadcast_to(np.float32(0), wanted[path]) for path in pair.ours]
+  if sum(x.size for x in ours) > MAX_TOLD:
+    return [f'{pair.theirs} {list(shape)}']
   return [f'{pair.theirs} {list(shape)} for {list(pair.give(*ours).shape)}']
 
 

@@ -409,6 +409,16 @@ class TestErrors:
     ):
       recognise(weights, given=dict(num_heads=2))
 
+  def test_sizes_that_no_machine_has(self):
+    """Names and a patch kernel promise what no tensor keeps."""
+    extra = {'blocks.2000000000.norm1.weight': np.ones(16, np.float32)}
+    with pytest.raises(WeightsError, match='2000000001 blocks'):
+      recognise(changed('timm_vit', **extra), given=dict(num_heads=2))
+    wide = np.broadcast_to(np.float32(0), (10**7, 3, 8, 8))
+    weights = changed('timm_vit', **{'patch_embed.proj.weight': wide})
+    with pytest.raises(WeightsError, match=r'cls_token \[1, 1, 16\] for'):
+      recognise(weights, given=dict(num_heads=2))
+
   def test_swin_v2_is_no_swin(self):
     extra = {'layers.0.blocks.0.attn.logit_scale': np.ones(1, np.float32)}
     with pytest.raises(WeightsError, match=r'timm Swin.*logit_scale'):
