@@ -92,6 +92,7 @@ def _weights() -> dict:
     positions_offset=float,
     window=int,
     in_channels=int,
+    pool=str,
   )
   return {k: config_dict.placeholder(kind) for k, kind in kinds.items()}
 

@@ -18,6 +18,9 @@ ACTIVATIONS = {
 }
 
 
+TIMM_POOLS = {'token': 'cls', 'avg': 'mean'}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hints:
   """None: not known.
@@ -32,6 +35,7 @@ class Hints:
     positions_offset: see `models.vit.ViT`.
     window: side of the windows that a Swin should have.
     in_channels: channels that the encoder should take.
+    pool: of a ViT, 'cls' or 'mean', where both can be.
   """
 
   num_heads: int | None = None
@@ -43,6 +47,7 @@ class Hints:
   positions_offset: float | None = None
   window: int | None = None
   in_channels: int | None = None
+  pool: str | None = None
 
 
 def read_hints(weights: Weights, given: Mapping[str, Any]) -> Hints:
@@ -103,6 +108,8 @@ def _from_timm(config: Mapping[str, Any]) -> dict[str, Any]:
       found[name] = tuple(map(float, values))
   if 'image_size' not in found and (size := pretrained.get('input_size')):
     found['image_size'] = _pair(size[1:])
+  if config.get('global_pool') in TIMM_POOLS:
+    found['pool'] = TIMM_POOLS[config['global_pool']]
   architecture = config.get('architecture') or ''
   if 'quickgelu' in architecture or arguments.get('act_layer') == 'quick_gelu':
     found['activation'] = 'quick_gelu'
@@ -116,7 +123,7 @@ def _from_own(spec: Mapping[str, Any]) -> dict[str, Any]:
   """Of an export of this project, whatever its layout."""
   found = {
     name: spec[name]
-    for name in ('norm_epsilon', 'mean', 'std', 'positions_offset')
+    for name in ('norm_epsilon', 'mean', 'std', 'positions_offset', 'pool')
     if spec.get(name) is not None
   }
   if isinstance(spec.get('num_heads'), int):

@@ -184,7 +184,7 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
     pre_norm=f'{names.pre_norm}.weight' in found,
     relative=relative,
     num_heads=table[1] if table else heads_of(width, hints),
-    pool='cls' if names.cls in found else 'mean',
+    pool=(hints.pool or 'cls') if names.cls in found else 'mean',
     init_scheme='trunc_normal',
     norm_epsilon=1e-6,
     biases=_biases(names, found),

@@ -42,6 +42,11 @@ TIMM = {
     SMALL | dict(global_pool='avg', class_token=False),
     PLAIN,
   ),
+  'timm_mean': (
+    'vit_small_patch16_224',
+    SMALL | dict(global_pool='avg', fc_norm=False),
+    PLAIN,
+  ),
   'timm_reg_all': (
     'vit_small_patch16_224',
     SMALL | dict(reg_tokens=2, no_embed_class=False, qkv_bias=False),
