@@ -67,9 +67,14 @@ def test_what_was_exported_is_the_same_encoder(tmp_path, name, library):
     with pytest.raises(WeightsError, match=IMPOSSIBLE[name, library]):
       export()
     return
-  again = load_encoder(written(tmp_path, export()), **stated)
+  out = export()
+  again = load_encoder(written(tmp_path, out), **stated)
   images = z['images'].astype(np.float32) / 255
-  assert_near(encode(again, images).pooled, encode(ours, images).pooled, 3e-5)
+  found, wanted = encode(again, images), encode(ours, images)
+  if any('pooled' in note for note in out.notes):
+    assert_near(found.tokens, wanted.tokens, 3e-5)
+  else:
+    assert_near(found.pooled, wanted.pooled, 3e-5)
 
 
 @pytest.mark.parametrize(
