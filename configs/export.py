@@ -15,7 +15,7 @@ Words: formats, `timm` if none is named.
 * microsoft: names of Swin's authors and their detection code.
 * convmae: names of ConvMAE's authors.
 * npz: our own names; `config.checkpoint` and `config.init_from` read it, as
-  they read all of these.
+  they read all of these but detectron2, which lacks the last norm.
 
 A file says in its metadata which commit, method, step and config made it, and
 how images are to be normalised.

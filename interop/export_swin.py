@@ -20,10 +20,11 @@ def to_timm(encoder, params, image_size) -> Export:
     mlp_ratio=encoder.mlp_ratio,
   )
   name = 'swin_tiny_patch4_window7_224'
+  notes = epsilon_note(encoder, 1e-5) + _padding_note(encoder, size, 'timm')
   return Export(
     tensors=renamed(swin_layouts.TIMM.pairs(encoder), params),
     config=timm_config(name, encoder, arguments, size),
-    notes=epsilon_note(encoder, 1e-5),
+    notes=notes,
   )
 
 
@@ -56,6 +57,7 @@ def to_hugging_face(encoder, params, image_size) -> Export:
   return Export(
     tensors=renamed(swin_layouts.HUGGING_FACE.pairs(encoder), params),
     config=config,
+    notes=_padding_note(encoder, size, 'zeros'),
   )
 
 
@@ -70,8 +72,29 @@ def to_mmdet(encoder, params, image_size) -> Export:
 def to_microsoft(encoder, params, image_size) -> Export:
   """Names of Swin's authors, which their detection code reads as well."""
   encoder = encoder.clone(native_size=encoder.native_size or image_size)
+  for stride in encoder.strides:
+    size = encoder.native_size
+    height, width = swin_layouts.TIMM.shrunk(encoder.window, size, stride)
+    if height != width:
+      raise WeightsError(
+        f'a window of {height}x{width}, which images of {size} give, is none '
+        "of the authors' code: take the format timm"
+      )
   return Export(
     tensors=renamed(swin_layouts.MICROSOFT.pairs(encoder), params),
     config=None,
     notes=epsilon_note(encoder, 1e-5),
+  )
+
+
+def _padding_note(encoder, size, theirs: str) -> tuple[str, ...]:
+  """A note where windows do not tile the maps and padding is seen or not."""
+  maps = [-(-side // stride) for stride in encoder.strides for side in size]
+  if encoder.padding == theirs or all(
+    side % min(side, encoder.window) == 0 for side in maps
+  ):
+    return ()
+  return (
+    f'windows of {encoder.window} do not tile the maps of images of '
+    f'{size[0]}x{size[1]}, and its attention sees what is padded',
   )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from interop import vit_layouts
+from interop import vit_tables
 from interop.exported import Export, epsilon_note, renamed, timm_config
 from interop.files import WeightsError
 from models.posemb import sincos_2d
@@ -24,9 +24,7 @@ def to_timm(encoder, params, image_size) -> Export:
   encoder, params = spelled_out(encoder, params, image_size)
   _without(encoder, 'timm', relative='none', projection=0)
   encoder, params = _timm_prefix(encoder, params)
-  names = (
-    vit_layouts.FC_NORM if encoder.pool == 'norm_mean' else vit_layouts.TIMM
-  )
+  names = vit_tables.FC_NORM if encoder.pool == 'norm_mean' else vit_tables.TIMM
   grid = encoder.native_grid
   size = [side * encoder.patch_size for side in grid]
   architecture = {
@@ -88,16 +86,16 @@ def to_hugging_face(encoder, params, image_size) -> Export:
   if encoder.pre_norm:
     _without(encoder, 'CLIP', registers=0, layer_scale=0.0, biases='qkv')
     _without(encoder, 'CLIP', patch_bias=False)
-    names, prefix = vit_layouts.HF_CLIP, 'vision_model.'
+    names, prefix = vit_tables.HF_CLIP, 'vision_model.'
     config |= dict(
       model_type='clip_vision_model', architectures=['CLIPVisionModel']
     )
   elif encoder.layer_scale or encoder.registers or encoder.mlp == 'swiglu':
-    names, prefix = vit_layouts.HF_DINO_V2, ''
+    names, prefix = vit_tables.HF_DINO_V2, ''
     encoder, params = _with_scales(encoder, params)
     config |= _dino_v2(encoder)
   else:
-    names, prefix = vit_layouts.HF_VIT, ''
+    names, prefix = vit_tables.HF_VIT, ''
     config |= dict(model_type='vit', architectures=['ViTModel'])
   notes = ()
   if encoder.pool != 'cls':
@@ -122,7 +120,7 @@ def to_detectron2(encoder, params, image_size) -> Export:
   )
   pairs = [
     pair
-    for pair in vit_layouts.TIMM.pairs(encoder)
+    for pair in vit_tables.TIMM.pairs(encoder)
     if not pair.theirs.startswith('norm.')  # it has none at the end
   ]
   return Export(

@@ -16,9 +16,7 @@ ACTIVATIONS = {
   'quick_gelu': 'quick_gelu',
   'quickgelu': 'quick_gelu',
 }
-
-
-TIMM_POOLS = {'token': 'cls', 'avg': 'mean'}
+POOLS = {'token': 'cls', 'avg': 'mean'}  # of timm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,10 @@ class Hints:
     positions_offset: see `models.vit.ViT`.
     window: side of the windows that a Swin should have.
     in_channels: channels that the encoder should take.
-    pool: of a ViT, 'cls' or 'mean', where both can be.
+    pool: 'cls', 'mean' or 'norm_mean', see `models.vit.ViT`.
+    positions: 'none' where a ViT was meant to have no positions.
+    padding: see `models.swin.Swin`.
+    positions_antialias: see `models.vit.ViT`.
   """
 
   num_heads: int | None = None
@@ -48,6 +49,9 @@ class Hints:
   window: int | None = None
   in_channels: int | None = None
   pool: str | None = None
+  positions: str | None = None
+  padding: str | None = None
+  positions_antialias: bool | None = None
 
 
 def read_hints(weights: Weights, given: Mapping[str, Any]) -> Hints:
@@ -108,9 +112,14 @@ def _from_timm(config: Mapping[str, Any]) -> dict[str, Any]:
       found[name] = tuple(map(float, values))
   if 'image_size' not in found and (size := pretrained.get('input_size')):
     found['image_size'] = _pair(size[1:])
-  if config.get('global_pool') in TIMM_POOLS:
-    found['pool'] = TIMM_POOLS[config['global_pool']]
   architecture = config.get('architecture') or ''
+  pool = arguments.get('global_pool') or config.get('global_pool')
+  if architecture and pool in POOLS:
+    found['pool'] = POOLS[pool]
+  if architecture:
+    found['positions_antialias'] = True
+  if arguments.get('pos_embed') == 'none':
+    found['positions'] = 'none'
   if 'quickgelu' in architecture or arguments.get('act_layer') == 'quick_gelu':
     found['activation'] = 'quick_gelu'
   # swin_tiny_patch4_window7_224: what it was built for, whatever was run later.
@@ -123,7 +132,16 @@ def _from_own(spec: Mapping[str, Any]) -> dict[str, Any]:
   """Of an export of this project, whatever its layout."""
   found = {
     name: spec[name]
-    for name in ('norm_epsilon', 'mean', 'std', 'positions_offset', 'pool')
+    for name in (
+      'norm_epsilon',
+      'mean',
+      'std',
+      'positions_offset',
+      'positions_antialias',
+      'pool',
+      'positions',
+      'padding',
+    )
     if spec.get(name) is not None
   }
   if isinstance(spec.get('num_heads'), int):
@@ -132,6 +150,9 @@ def _from_own(spec: Mapping[str, Any]) -> dict[str, Any]:
     found['activation'] = spec['mlp']
   if spec.get('native_size'):
     found['image_size'] = spec['native_size']
+  elif spec.get('positions') == 'learned':
+    sides = _pair(spec['positions_grid'])
+    found['image_size'] = tuple(side * spec['patch_size'] for side in sides)
   return found
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from interop import convvit_layouts, swin_layouts, vit_layouts
+from interop import convvit_layouts, swin_layouts, vit_layouts, vit_tables
 from interop.files import Tensor, Weights, WeightsError
 from interop.hints import Hints, read_hints
 from interop.layout import Layout
@@ -20,21 +20,9 @@ LAYOUTS = (
   *swin_layouts.layouts(),
   *convvit_layouts.layouts(),
 )
-# Parts of names that mean an average of another encoder's weights, or what a
-# student learns from.
-TEACHERS = frozenset(
-  (
-    'teacher',
-    'momentum_encoder',
-    'encoder_k',
-    'ema',
-    'model_ema',
-    'state_dict_ema',
-    'target',
-    'target_encoder',
-    'module_ema',
-  )
-)
+# Words in names, as momentum_encoder or state_dict_ema, that mean an average of
+# another encoder's weights, or what a student learns from.
+TEACHERS = frozenset(('teacher', 'momentum', 'ema', 'target', 'k'))
 SHOWN = 6
 MAX_DEPTH = 500  # blocks; names may count higher than there are tensors
 MAX_TOLD = 2**28  # numbers that are made to tell a shape
@@ -214,7 +202,11 @@ def _roots(names: Mapping[str, Tensor], layout: Layout) -> list[str]:
 
 def is_teacher(root: str) -> bool:
   """Whether names that begin so are of a teacher."""
-  return bool(TEACHERS & set(root.split('.')))
+  return bool(TEACHERS & _words(root))
+
+
+def _words(root: str) -> set[str]:
+  return set(re.split('[._]', root))
 
 
 def _choose(roots: list[str], which: str, weights: Weights) -> str:
@@ -224,7 +216,7 @@ def _choose(roots: list[str], which: str, weights: Weights) -> str:
     student=[r for r in roots if not is_teacher(r)],
   )
   if which == 'auto':
-    called_so = any('teacher' in r.split('.') for r in roots)
+    called_so = any('teacher' in _words(r) for r in roots)
     which = 'teacher' if called_so or not by_role['student'] else 'student'
   if not by_role[which]:
     raise WeightsError(f'{weights.path} has no encoder of a {which}')
@@ -240,7 +232,7 @@ def _choose(roots: list[str], which: str, weights: Weights) -> str:
 def _by_root(hints: Hints, root: str, layout: Layout) -> Hints:
   """What the place in the file tells of the authors."""
   parts = set(root.split('.'))
-  if layout.name != vit_layouts.TIMM.title:
+  if layout.name != vit_tables.TIMM.title:
     return hints
   if {'base_encoder', 'momentum_encoder'} & parts and not hints.num_heads:
     return dataclasses.replace(hints, num_heads=vit_layouts.MOCO_V3_HEADS)

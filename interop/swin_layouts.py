@@ -5,12 +5,11 @@ import functools
 import re
 from typing import Any
 
-import numpy as np
-
 from interop.files import WeightsError
 from interop.hints import Hints
 from interop.layout import Found, Layout
 from interop.pairs import Pair, convolution, fused, layer, linear, norm, same
+from interop.swin_pairs import table, unfolded
 
 IGNORED = (
   r'(head|classifier|pooler|fc)\..*',
@@ -18,7 +17,7 @@ IGNORED = (
   r'.*relative_position_index',
   r'.*attn_mask',
   r'decoder.*',
-  r'norm\.?[0-2]\..*',  # of LocalMIM's first decoders, of detectors
+  r'norm\.?\d\..*',  # of LocalMIM's first decoders, of detectors
 )
 
 
@@ -38,9 +37,10 @@ class Names:
     mlp: the two layers.
     merge: patch merging; its stage.
     merges_at: 0: of the stage before it, 1: of the stage after it.
-    final: norm at the end.
+    final: norm at the end; `{}` is the last stage.
     padding: field of `Swin`.
     fixed: whether windows are those of the size that it was built for.
+    square: whether windows stay square where they shrink.
     epsilon: of LayerNorms.
     unfolds: merging reads the four neighbours of a channel side by side, and by
       rows, as PyTorch's `unfold` makes them (mmdet).
@@ -60,6 +60,7 @@ class Names:
   final: str = 'norm'
   padding: str = 'masked'
   fixed: bool = True
+  square: bool = True
   epsilon: float = 1e-5
   unfolds: bool = False
 
@@ -77,23 +78,39 @@ class Names:
     ]
     i = 0
     for stage, depth in enumerate(encoder.depths):
-      side = reach(encoder, stage)
+      sides = self._reach(encoder, stage)
       for j in range(depth):
         out += self._block(self.block.format(stage, j), f'block_{i}')
         name = self.block.format(stage, j) + self.table
         out.append(
-          _table(name, f'block_{i}/position_bias', side, encoder.window)
+          table(name, f'block_{i}/position_bias', sides, encoder.window)
         )
         i += 1
       if stage + 1 < len(encoder.depths):
         merge = self.merge.format(stage + self.merges_at)
         out += self._merging(merge, f'merge_{stage}')
-    return out + norm(self.final, 'norm')
+    last = self.final.format(len(encoder.depths) - 1)
+    return out + norm(last, 'norm')
+
+  def _reach(self, encoder: Any, stage: int) -> tuple[int, int]:
+    """Sides of the windows that tables of a stage are for, in its file."""
+    if encoder.native_size is None:
+      return (encoder.window,) * 2
+    return self.shrunk(
+      encoder.window, encoder.native_size, encoder.patch_size * 2**stage
+    )
+
+  def shrunk(
+    self, window: int, size: tuple[int, int], stride: int
+  ) -> tuple[int, int]:
+    """Sides of windows on the map of an image of a size."""
+    sides = tuple(min(window, -(-side // stride)) for side in size)
+    return (min(sides),) * 2 if self.square else sides
 
   def _merging(self, theirs: str, ours: str) -> list[Pair]:
     out = [linear(f'{theirs}.reduction.weight', f'{ours}/reduction/kernel')]
     out += norm(f'{theirs}.norm', f'{ours}/norm')
-    return [_unfolded(pair) for pair in out] if self.unfolds else out
+    return [unfolded(pair) for pair in out] if self.unfolds else out
 
   def _block(self, theirs: str, ours: str) -> list[Pair]:
     paths = [f'{ours}/attention/{k}' for k in ('query', 'key', 'value')]
@@ -112,67 +129,9 @@ class Names:
     return out
 
 
-def reach(encoder: Any, stage: int) -> int:
-  """Side of the windows that tables of a stage are for, in its file."""
-  if encoder.native_size is None:
-    return encoder.window
-  sides = [-(-side // encoder.patch_size) for side in encoder.native_size]
-  for _ in range(stage):
-    sides = [-(-side // 2) for side in sides]
-  return min(encoder.window, *sides)
-
-
-def _table(theirs: str, ours: str, small: int, large: int) -> Pair:
-  """A table for windows of `small`; ours is always for `large`.
-
-  Offsets that windows of this size do not have are 0 and never read.
-  """
-  if small == large:
-    return same(theirs, ours)
-  edge, side = large - small, 2 * small - 1
-
-  def take(x):
-    if x.ndim != 2 or len(x) != side * side:
-      return (x,)  # the shapes will be told
-    x = x.reshape(side, side, -1)
-    x = np.pad(x, ((edge, edge), (edge, edge), (0, 0)))
-    return (x.reshape((2 * large - 1) ** 2, -1),)
-
-  def give(x):
-    x = x.reshape(2 * large - 1, 2 * large - 1, -1)
-    x = x[edge : edge + side, edge : edge + side]
-    return x.reshape(side * side, -1)
-
-  return Pair(theirs, (ours,), take, give)
-
-
-def _unfolded(pair: Pair) -> Pair:
-  """The same with the inputs of patch merging in the order of `unfold`.
-
-  Ours, the authors' too: columns of the four before rows, channels innermost.
-  """
-
-  def exchanged(x, inner, outer):
-    x = x.reshape(*x.shape[:-1], *inner)
-    return np.swapaxes(x, -1, -3).reshape(*x.shape[:-3], outer)
-
-  def take(x):
-    if x.shape[-1] % 4:
-      return pair.take(x)  # the shapes will be told
-    n = x.shape[-1]
-    return pair.take(exchanged(x, (n // 4, 2, 2), n))
-
-  def give(x):
-    x = pair.give(x)
-    n = x.shape[-1]
-    return exchanged(x, (2, 2, n // 4), n)
-
-  return dataclasses.replace(pair, take=take, give=give)
-
-
 MICROSOFT = Names(title='Microsoft Swin')  # also MoBY, SimMIM, GreenMIM
 TIMM = dataclasses.replace(
-  MICROSOFT, title='timm Swin', merges_at=1, padding='timm'
+  MICROSOFT, title='timm Swin', merges_at=1, padding='timm', square=False
 )
 LOCAL_MIM = dataclasses.replace(
   MICROSOFT, title='LocalMIM Swin', final='norm.3', epsilon=1e-6
@@ -201,7 +160,7 @@ MMDET = Names(
   table='attn.w_msa.relative_position_bias_table',
   mlp=('ffn.layers.0.0', 'ffn.layers.1'),
   merge='stages.{}.downsample',
-  final='norm3',
+  final='norm{}',
   fixed=False,
   unfolds=True,
 )
@@ -243,25 +202,24 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
     found[names.block.format(stage, 0) + names.table].shape
     for stage in range(len(depths))
   ]
-  windows = [_side(names, table) for table in tables]
+  if hints.activation not in (None, 'gelu'):
+    raise WeightsError(f'no Swin here has the activation {hints.activation}')
   native = hints.image_size if names.fixed else None
-  for stage, side in enumerate(windows):
-    if side < max(windows) and native is None:
-      native = (side * patch * 2**stage,) * 2
+  window, native = _windows(names, tables, patch, native)
   fields = dict(
     name='swin',
     patch_size=patch,
     width=width,
     depths=depths,
     num_heads=tuple(table[1] for table in tables),
-    window=max(windows),
+    window=window,
     mlp_ratio=_hidden(names, found, width) / width,
     in_channels=channels,
     padding=names.padding,
     native_size=native,
     norm_epsilon=names.epsilon,
   )
-  for name in ('norm_epsilon', 'mean', 'std'):
+  for name in ('norm_epsilon', 'mean', 'std', 'padding'):
     if (value := dataclasses.asdict(hints)[name]) is not None:
       fields[name] = value
   return fields
@@ -281,12 +239,34 @@ def _depths(names: Names, found: Found) -> tuple[int, ...]:
   return depths
 
 
+def _windows(
+  names: Names,
+  tables: list[tuple[int, ...]],
+  patch: int,
+  native: tuple[int, int] | None,
+) -> tuple[int, tuple[int, int] | None]:
+  """Side of the windows, and the size of image that shrinks them."""
+  rows = [table[0] for table in tables if len(table) == 2]
+  if native:
+    strides = [patch * 2**stage for stage in range(len(tables))]
+    for window in range(1, max(native) // patch + 1):
+      shrunk = [names.shrunk(window, native, stride) for stride in strides]
+      if rows == [(2 * h - 1) * (2 * w - 1) for h, w in shrunk]:
+        return window, native
+  sides = [_side(names, table) for table in tables]
+  for stage, side in enumerate(sides):
+    if side < max(sides) and native is None:
+      native = (side * patch * 2**stage,) * 2
+  return max(sides), native
+
+
 def _side(names: Names, table: tuple[int, ...]) -> int:
   side = round(table[0] ** 0.5) if len(table) == 2 else 0
   if side % 2 == 0 or side * side != table[0]:
     raise WeightsError(
       f'{names.title}: a table of relative positions is {list(table)}, which '
-      'no square window has'
+      'no square window has: set config.weights.image_size to the (height, '
+      'width) that it was built for'
     )
   return (side + 1) // 2
 

@@ -9,128 +9,11 @@ from typing import Any
 from interop.files import WeightsError
 from interop.hints import Hints
 from interop.layout import Found, Layout
-from interop.vit_names import Names
+from interop.vit_tables import TABLES, Names
 
 CHANNELS_PER_HEAD = 64  # of most published ViTs, but for these widths
 HEADS = {1280: 16, 1408: 16, 1664: 16}
 MOCO_V3_HEADS = 12
-CLIP = dict(
-  mlp='quick_gelu',
-  norm_epsilon=1e-5,
-  mean=(0.48145466, 0.4578275, 0.40821073),
-  std=(0.26862954, 0.26130258, 0.27577711),
-)
-
-TIMM = Names(
-  title='timm ViT',  # also DINO, MoCo v3, MAE, DeiT, DINOv2's plain ones
-  registers='reg_token',
-  pre_norm='norm_pre',
-)
-DISTILLED = dataclasses.replace(
-  TIMM, title='distilled DeiT', registers='dist_token', prefix=2
-)
-FC_NORM = dataclasses.replace(
-  TIMM,
-  title="ViT of MAE's fine-tuning",
-  final='fc_norm',
-  fields=dict(pool='norm_mean'),
-)
-LOCAL_MIM = dataclasses.replace(TIMM, title='LocalMIM ViT', final='norm.3')
-DINO_V2 = dataclasses.replace(
-  TIMM,
-  title='DINOv2',
-  registers='register_tokens',
-  glu=('mlp.w12', 'mlp.w3'),
-  prefix=1,
-)
-BEIT = dataclasses.replace(
-  TIMM,
-  title='BEiT or SimMIM ViT',
-  biases=('attn.q_bias', 'attn.v_bias'),
-  scales=('gamma_1', 'gamma_2'),
-  relative=dict(
-    shared='rel_pos_bias.relative_position_bias_table',
-    block='blocks.{}.attn.relative_position_bias_table',
-  ),
-)
-BEIT_FC_NORM = dataclasses.replace(
-  BEIT,
-  title="BEiT's or SimMIM's fine-tuned ViT",
-  final='fc_norm',
-  fields=dict(pool='norm_mean'),
-)
-HF_VIT = Names(
-  title='Hugging Face ViT',  # also ViTMAE
-  patch='embeddings.patch_embeddings.projection',
-  cls='embeddings.cls_token',
-  positions='embeddings.position_embeddings',
-  block='encoder.layer.{}.',
-  norms=('layernorm_before', 'layernorm_after'),
-  attention=tuple(
-    f'attention.attention.{k}.' for k in ('query', 'key', 'value')
-  ),
-  out='attention.output.dense',
-  mlp=('intermediate.dense', 'output.dense'),
-  final='layernorm',
-  scales=None,
-  fields=dict(norm_epsilon=1e-12),
-)
-HF_DINO_V2 = dataclasses.replace(
-  HF_VIT,
-  title='Hugging Face DINOv2',
-  norms=('norm1', 'norm2'),
-  registers='embeddings.register_tokens',
-  scales=('layer_scale1.lambda1', 'layer_scale2.lambda1'),
-  mlp=('mlp.fc1', 'mlp.fc2'),
-  glu=('mlp.weights_in', 'mlp.weights_out'),
-  prefix=1,
-  fields=dict(norm_epsilon=1e-6),
-)
-HF_CLIP = Names(
-  title='Hugging Face CLIP',
-  patch='embeddings.patch_embedding',
-  cls='embeddings.class_embedding',
-  positions='embeddings.position_embedding.weight',
-  block='encoder.layers.{}.',
-  norms=('layer_norm1', 'layer_norm2'),
-  attention=tuple(f'self_attn.{k}_proj.' for k in 'qkv'),
-  out='self_attn.out_proj',
-  pre_norm='pre_layrnorm',
-  final='post_layernorm',
-  scales=None,
-  bare=True,
-  fields=CLIP,
-)
-OPENAI_CLIP = Names(
-  title='OpenAI CLIP',
-  patch='conv1',
-  cls='class_embedding',
-  positions='positional_embedding',
-  block='transformer.resblocks.{}.',
-  norms=('ln_1', 'ln_2'),
-  attention=('attn.in_proj_',),
-  out='attn.out_proj',
-  mlp=('mlp.c_fc', 'mlp.c_proj'),
-  pre_norm='ln_pre',
-  final='ln_post',
-  scales=None,
-  projection='proj',
-  bare=True,
-  fields=CLIP,
-)
-TABLES = (
-  TIMM,
-  DISTILLED,
-  FC_NORM,
-  LOCAL_MIM,
-  DINO_V2,
-  BEIT,
-  BEIT_FC_NORM,
-  HF_VIT,
-  HF_DINO_V2,
-  HF_CLIP,
-  OPENAI_CLIP,
-)
 # What stands beside an encoder in released files and is none of it.
 IGNORED = (
   r'(head|head_dist|fc|classifier|pooler|lm_head)\..*',
@@ -198,7 +81,20 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
     fields['layer_scale'] = 1e-5  # what fresh ones would start with
   if names.projection in found:
     fields['projection'] = _shape(found, names.projection, 2)[1]
+  if names.bare and not fields['class_token']:
+    raise WeightsError(
+      f'{names.title}: {names.cls} is missing; SigLIP pools by attention, '
+      'which no encoder here does'
+    )
+  if hints.pool and (fields['class_token'] or hints.pool != 'cls'):
+    mean = names.fields.get('pool', hints.pool)  # the norm tells which
+    fields['pool'] = mean if hints.pool == 'mean' else hints.pool
   fields |= _mlp(names, found, hints, width)
+  if names.biases and fields.get('mlp') == 'swiglu':
+    raise WeightsError(
+      f'{names.title}: its MLPs have gates, so it is an EVA-02, whose rotary '
+      'positions no encoder here has'
+    )
   fields |= _positions(names, found, hints, fields, table)
   for name in ('norm_epsilon', 'mean', 'std'):
     if (value := dataclasses.asdict(hints)[name]) is not None:
@@ -258,8 +154,8 @@ def _mlp(
 def _relative(names: Names, found: Found) -> tuple[str, tuple[int, ...] | None]:
   """Kind of relative positions, and the shape of a table."""
   for kind, name in names.relative.items():
-    if (tensor := found.get(name.format(0))) is not None:
-      return kind, tensor.shape
+    if name.format(0) in found:
+      return kind, _shape(found, name.format(0), 2)
   return 'none', None
 
 
@@ -270,16 +166,26 @@ def _positions(names, found, hints, fields, table) -> dict[str, Any]:
   tokens = fields['class_token'] + fields.get('registers', 0)
   out = dict(positions='none')
   if names.positions in found:
-    rows = found[names.positions].shape[-2]
+    rows = _shape(found, names.positions, 2 if names.bare else 3)[-2]
     out = dict(positions='learned', positions_offset=0.0)
     if hints.positions_offset is not None:
       out['positions_offset'] = hints.positions_offset
+    if hints.positions_antialias is not None:
+      out['positions_antialias'] = hints.positions_antialias
+    elif names.smooth and fields.get('registers'):
+      out['positions_antialias'] = True
     counts = (tokens, 1, 0) if names.prefix is None else (names.prefix,)
+    counts = [count for count in counts if count <= tokens]
     out['positions_prefix'], native = _grid(rows, counts, native, names)
   elif table is not None:
     rows = table[0] - (3 if fields['class_token'] else 0)
     side = (math.isqrt(rows) + 1) // 2
     native = native or (side, side)
+  elif hints.positions != 'none':
+    raise WeightsError(
+      f'{names.title}: {names.positions} is missing, and rotary positions are '
+      'not known'
+    )
   if native:
     out['positions_grid'] = native
   return out
@@ -307,6 +213,10 @@ def heads_of(width: int, hints: Hints) -> int:
     WeightsError: of a width that is not published.
   """
   heads = hints.num_heads or HEADS.get(width, width // CHANNELS_PER_HEAD)
+  if hints.num_heads and width % hints.num_heads:
+    raise WeightsError(
+      f'a ViT of width {width} cannot have num_heads={hints.num_heads}'
+    )
   if not heads or width % heads:
     raise WeightsError(
       f'the file does not tell how many heads a ViT of width {width} has: set '

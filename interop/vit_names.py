@@ -34,6 +34,7 @@ class Names:
     projection: a last linear map, or None.
     bare: tokens and positions lack the axis of the batch, CLS two.
     fields: fields of `ViT` that the layout implies.
+    smooth: whether those with registers antialias positions.
     prefix: how many of the first tokens have a position, if that is not free.
   """
 
@@ -57,6 +58,7 @@ class Names:
   bare: bool = False
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   prefix: int | None = None
+  smooth: bool = False
 
   @property
   def anchors(self) -> tuple[str, ...]:
@@ -119,8 +121,12 @@ class Names:
         name = f'{theirs}{self.attention[0]}{kind}'
         out.append(fused(name, tuple(paths), kernel=kernel))
       else:
-        for name, path in zip(self.attention, paths, strict=True):
-          out.append(fused(f'{theirs}{name}{kind}', (path,), kernel=kernel))
+        for letter, name, path in zip(
+          'qkv', self.attention, names, strict=True
+        ):
+          if letter in known:
+            path = f'{path}/{leaf}'
+            out.append(fused(f'{theirs}{name}{kind}', (path,), kernel=kernel))
     out += layer(f'{theirs}{self.out}', f'{ours}/attention/out')
     mlp = self.glu if encoder.mlp == 'swiglu' else self.mlp
     for name, path in zip(mlp, ('fc1', 'fc2'), strict=True):

@@ -41,19 +41,26 @@ def starting_point(
     ValueError: an encoder of another family than the config's, or
       `config.weights` without such a file.
   """
-  started = bool(Checkpoints(workdir).steps())
-  if started and (spec := _recorded(workdir)).get('name') in BARE:
-    return _with_encoder(config, spec), None
+  if Checkpoints(workdir).steps():
+    encoder = _recorded(workdir)
+    # Such a word comes with a file only, which may be gone by now.
+    if config.init_from and encoder.get('name') in BARE:
+      return _with_encoder(config, encoder), None
+    return config, None
   told = {k: v for k, v in config.weights.items() if v is not None}
   if not config.init_from or not is_weights(config.init_from):
+    if (
+      told
+      and config.init_from
+      and not epath.Path(config.init_from).expanduser().exists()
+    ):
+      raise FileNotFoundError(f'{config.init_from}: no such file or folder')
     if told:
       raise ValueError(
         f"config.weights.{min(told)} is for files of others' weights: set "
         'config.init_from to one'
       )
-    if started or not config.init_from:
-      return config, None
-    return config, load_params(config.init_from)
+    return config, load_params(config.init_from) if config.init_from else None
   loaded = load_encoder(config.init_from, **{'in_channels': channels} | told)
   _check_family(config.encoder.name, loaded.spec['name'], config.init_from)
   if jax.process_index() == 0:
