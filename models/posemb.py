@@ -44,7 +44,11 @@ def sincos_2d(
 
 
 def interpolation_matrix(
-  old: tuple[int, int], new: tuple[int, int], *, offset: float = 0.1
+  old: tuple[int, int],
+  new: tuple[int, int],
+  *,
+  offset: float = 0.1,
+  antialias: bool = False,
 ) -> np.ndarray:
   """Bicubic resampling of a grid of positions as one fixed matrix.
 
@@ -55,12 +59,14 @@ def interpolation_matrix(
   DINO's authors ask for a scale of (new + 0.1) / old, so that rounding gives
   the right size, and PyTorch then samples by that scale: `offset` 0.1. Hugging
   Face's ViT and DINOv2 ask for the size: `offset` 0. The same weights give
-  different positions.
+  different positions. timm, and DINOv2 with registers, antialias: the kernel,
+  then of a = -0.5, grows with the old grid's share of the new one.
 
   Args:
     old: (h, w) of the grid that there is.
     new: (h, w) of the grid that is wanted.
     offset: added to the new sides before their ratio to the old is taken.
+    antialias: PyTorch's `antialias=True`, for which there is no offset.
 
   Returns:
     [new h * new w, old h * old w] float32, for positions in row-major order;
@@ -69,7 +75,8 @@ def interpolation_matrix(
   if old == new:
     return np.eye(old[0] * old[1], dtype=np.float32)
   rows, columns = (
-    _bicubic(a, b, offset) for a, b in zip(old, new, strict=True)
+    _antialiased(a, b) if antialias else _bicubic(a, b, offset)
+    for a, b in zip(old, new, strict=True)
   )
   return np.kron(rows, columns).astype(np.float32)
 
@@ -80,6 +87,7 @@ def resample(
   new: tuple[int, int],
   *,
   offset: float,
+  antialias: bool = False,
 ) -> jax.Array:
   """A learned table for another grid, see `interpolation_matrix`.
 
@@ -88,13 +96,14 @@ def resample(
     old: (h, w) of the grid that it is for.
     new: (h, w) of the grid that is wanted.
     offset: see `interpolation_matrix`.
+    antialias: see `interpolation_matrix`.
 
   Returns:
     [new h * new w, d] float32; the table itself if the grids are the same.
   """
   if old == new:
     return table
-  matrix = interpolation_matrix(old, new, offset=offset)
+  matrix = interpolation_matrix(old, new, offset=offset, antialias=antialias)
   return jnp.matmul(matrix, table, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -108,6 +117,14 @@ def _bicubic(old: int, new: int, offset: float) -> np.ndarray:
     column = np.clip(first + tap, 0, old - 1)
     np.add.at(matrix, (np.arange(new), column), weight)
   return matrix
+
+
+def _antialiased(old: int, new: int) -> np.ndarray:
+  """The same with a kernel that is as wide as a new sample, [new, old]."""
+  place = (np.arange(new)[:, None] + 0.5) * old / new
+  distance = np.abs(np.arange(old) + 0.5 - place) / max(old / new, 1)
+  matrix = np.where(distance < 2, _keys(distance, a=-0.5), 0)
+  return matrix / matrix.sum(axis=1, keepdims=True)
 
 
 def _keys(x: np.ndarray, a: float = -0.75) -> np.ndarray:

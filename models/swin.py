@@ -70,7 +70,8 @@ class Swin(nn.Module):
       and a shrunken window equals a padded one. 'zeros' and 'timm' reproduce
       Hugging Face (and the authors' detection code) and timm, whose attention
       sees padding; for weights trained that way. All are the same where
-      windows tile the maps. See `Windows`.
+      windows tile the maps. See `Windows`. With 'zeros' windows also stay
+      square: a map that is small along one axis is not shifted along either.
     native_size: (height, width) of the images that decide where windows
       shrink and are not shifted, None for each image's own. timm and the
       authors fix it when they build a model.
@@ -238,6 +239,8 @@ class Swin(nn.Module):
 
   def _windows(self, grid, native, shifted: bool) -> Windows:
     half = self.window // 2 if shifted else 0
+    if self.padding == 'zeros' and min(native) <= self.window:
+      native = (min(native),) * 2
     return Windows(
       grid=grid,
       size=tuple(min(self.window, side) for side in native),

@@ -47,8 +47,7 @@ class ViT(nn.Module):
   d] with those of the first tokens first, `position_bias`
   (`RelativePositions`), `norm_pre`, `block_i` (norm1, attention/{query, key,
   value, out}, layer_scale1, norm2, mlp/{fc1, fc2}, layer_scale2), `norm` and
-  `projection` [d, e]; what the fields leave out is not there. They are float32
-  whatever `dtype` says.
+  `projection` [d, e]; what the fields leave out is not there. All are float32.
 
   Attributes:
     patch_size: side of a patch in pixels.
@@ -64,6 +63,7 @@ class ViT(nn.Module):
       its (h, w); also of relative ones.
     positions_offset: how they are resampled for other grids: 0.1 as DINO does,
       0 as Hugging Face and DINOv2; see `posemb.interpolation_matrix`.
+    positions_antialias: whether that is smooth where a grid shrinks (timm).
     init_scheme: 'moco_v3' or 'trunc_normal', see above.
     drop_path: rate of stochastic depth in the last block; linear from 0.
     remat: recompute each block in the backward pass to save memory.
@@ -99,6 +99,7 @@ class ViT(nn.Module):
   positions: str = 'sincos'
   positions_grid: int | tuple[int, int] = 14
   positions_offset: float = 0.1
+  positions_antialias: bool = False
   init_scheme: str = 'moco_v3'
   drop_path: float = 0.0
   remat: bool = False
@@ -275,8 +276,8 @@ class ViT(nn.Module):
     first, old = self.positions_prefix, self.native_grid
     shape = (1, first + old[0] * old[1], self.width)
     table = self.param('pos_embed', NORMAL_02, shape)[0]
-    offset = self.positions_offset
-    return table[:first], resample(table[first:], old, grid, offset=offset)
+    how = dict(offset=self.positions_offset, antialias=self.positions_antialias)
+    return table[:first], resample(table[first:], old, grid, **how)
 
   def _biases(
     self, grid: tuple[int, int], visible: jax.Array | None
