@@ -49,16 +49,10 @@ def starting_point(
     return config, None
   told = {k: v for k, v in config.weights.items() if v is not None}
   if not config.init_from or not is_weights(config.init_from):
-    if (
-      told
-      and config.init_from
-      and not epath.Path(config.init_from).expanduser().exists()
-    ):
-      raise FileNotFoundError(f'{config.init_from}: no such file or folder')
     if told:
       raise ValueError(
-        f"config.weights.{min(told)} is for files of others' weights: set "
-        'config.init_from to one'
+        f"config.weights.{min(told)} is for files of others' weights, and "
+        f'config.init_from={config.init_from} is none'
       )
     return config, load_params(config.init_from) if config.init_from else None
   loaded = load_encoder(config.init_from, **{'in_channels': channels} | told)

@@ -72,6 +72,7 @@ def test_the_config_beside_the_file_is_not_needed_but_for_the_heads(name):
     given['image_size'] = (32, 48)
   alone = recognise(weights, given=given).spec
   told = ('norm_epsilon', 'mean', 'std', 'mlp', 'native_size', 'pool')
+  told += ('positions_antialias',)
   same = {k: v for k, v in spec.items() if k not in told}
   assert {k: v for k, v in alone.items() if k not in told} == same
 

@@ -151,7 +151,7 @@ class TestStart:
         dict(init_from=str(ENCODERS / 'hf_swin')),
         'holds a swin, and the config word vit_mini8 means a vit: take a word',
       ),
-      (dict(weights__num_heads=2), 'set config.init_from to one'),
+      (dict(weights__num_heads=2), 'config.init_from=None is none'),
     ],
   )
   def test_what_is_refused(self, tmp_path, fields, message):
