@@ -137,6 +137,8 @@ def _read(weights: Weights, name: str) -> np.ndarray:
   x = weights.tensors[name].read()
   if x.dtype.kind not in 'fV' and x.dtype.name not in ('bfloat16', 'float16'):
     raise WeightsError(f'{weights.path}: {name} holds {x.dtype}, not weights')
+  if not np.isfinite(x).all():
+    raise WeightsError(f'{weights.path}: {name} holds NaN or infinity')
   return x.astype(np.float32, copy=False)
 
 

@@ -101,7 +101,8 @@ def load_backbone(
       + (f' that read {read}: set config.checkpoint to that' if read else '')
     )
   if which == 'auto':
-    which = config['knn']['which']
+    # A fine-tuned encoder has no teacher and no k-NN.
+    which = config.get('knn', {}).get('which', 'student')
   params = {
     name: leaf
     for name, leaf in load_params(path, which=which).items()

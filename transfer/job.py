@@ -248,13 +248,16 @@ def train_job(
     what=job.backbone.where,
   )
   with contextlib.closing(data):
-    return loop.train(
+    summary = loop.train(
       run,
       job.workdir,
       total=total,
       evaluators=[evaluator],
       data_fingerprint=feed.fingerprint(job.train),
     )
+  summary |= dict(checkpoint=job.backbone.where, which=job.backbone.which)
+  distributed.on_lead(lambda: write_json(job.workdir / 'summary.json', summary))
+  return summary
 
 
 def run_job(

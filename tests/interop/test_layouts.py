@@ -439,6 +439,13 @@ class TestErrors:
     with pytest.raises(WeightsError, match='norm.bias holds int64'):
       load_encoder(path, num_heads=2)
 
+  def test_weights_that_broke(self, tmp_path):
+    arrays = dict(tensors_of('timm_vit'))
+    arrays['norm.bias'] = np.full(16, np.nan, np.float32)
+    path = write(tmp_path, arrays)
+    with pytest.raises(WeightsError, match='norm.bias holds NaN or infinity'):
+      load_encoder(path, num_heads=2)
+
   @pytest.mark.parametrize(
     'config, message',
     [

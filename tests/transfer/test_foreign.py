@@ -71,6 +71,29 @@ class TestJobs:
     )
     assert len(list((tmp_path / 'images').glob('*.png'))) >= 2
 
+  @pytest.mark.parametrize(
+    'job, name, options',
+    [
+      ('linear_probe.py:arrays,cached', 'timm_dinov2_reg', ['epochs=1.0']),
+      (
+        'finetune.py:arrays,simmim',
+        'hf_swin',
+        ['steps=1', 'eval_every=1', 'dtype=float32', 'data.image_size=32'],
+      ),
+      ('fewshot.py:arrays', 'hf_clip', ['fewshot.shots=(2,)']),
+    ],
+  )
+  def test_what_is_trained_on_it(self, run, tmp_path, job, name, options):
+    summary = run(
+      job,
+      tmp_path,
+      *frozen_jobs.arrays(),
+      *(f'--config.{option}' for option in options),
+      *(['--config.fewshot.shares=()'] if 'fewshot' in job else []),
+      checkpoint=ENCODERS / name,
+    )
+    assert summary['checkpoint'] == str(ENCODERS / name)
+
   def test_what_a_file_does_not_tell(self, run, refused, tmp_path):
     path = tmp_path / 'model.safetensors'
     shutil.copy(ENCODERS / 'timm_vit' / 'model.safetensors', path)

@@ -130,5 +130,4 @@ def _with_encoder(config: Any, job: Job) -> Any:
   out = ml_collections.ConfigDict(config.copy_and_resolve_references())
   with out.unlocked():
     out.encoder = dict(job.backbone.config['encoder'])
-    out.knn = dict(which='student')  # which encoder is read if none is named
   return out

@@ -141,7 +141,6 @@ def _conclude(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
   ranked = sorted(grid, key=grid.get, reverse=True)
   top5 = {name: summary[f'top5/{name}'] for name in grid}
   summary = {k: v for k, v in summary.items() if '/' not in k}
-  summary |= dict(checkpoint=job.backbone.where, which=job.backbone.which)
   if ranked:
     summary['best'] = ranked[0]
 
