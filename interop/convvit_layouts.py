@@ -1,13 +1,12 @@
 """ConvMAE's layout of ConvViT."""
 
 import dataclasses
-import functools
 import re
 from typing import Any
 
 from interop.files import WeightsError
 from interop.hints import Hints
-from interop.layout import Found, Layout
+from interop.layout import Found, Layout, layouts_of, square_kernel
 from interop.pairs import (
   Pair,
   convolution,
@@ -110,17 +109,9 @@ TUNED = Names(
 
 
 def layouts() -> tuple[Layout, ...]:
-  """Both of them."""
-  return tuple(
-    Layout(
-      name=names.title,
-      anchors=names.anchors,
-      spec=functools.partial(spec, names),
-      pairs=names.pairs,
-      computed=computed,
-      ignored=IGNORED,
-    )
-    for names in (PRETRAINED, TUNED)
+  """All of them."""
+  return layouts_of(
+    (PRETRAINED, TUNED), spec, computed=computed, ignored=IGNORED
   )
 
 
@@ -142,11 +133,9 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
   while f'patch_embed{stages + 1}.proj.weight' in found:
     stages += 1
   kernels = [
-    found[f'patch_embed{stage}.proj.weight'].shape
+    square_kernel(found, f'patch_embed{stage}.proj.weight')
     for stage in range(1, stages + 1)
   ]
-  if any(len(k) != 4 or k[2] != k[3] for k in kernels):
-    raise WeightsError('its patch embeddings are no square convolutions')
   widths = tuple(kernel[0] for kernel in kernels)
   hidden = found.get('blocks1.0.mlp.fc1.weight')
   fields = dict(
@@ -160,10 +149,7 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
     fuse='stage1_output_decode.weight' in found,
     pool=names.pool,
   )
-  for name in ('mean', 'std'):
-    if (value := dataclasses.asdict(hints)[name]) is not None:
-      fields[name] = value
-  return fields
+  return fields | hints.told('mean', 'std')
 
 
 def _depth(found: Found, stage: int) -> int:

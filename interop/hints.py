@@ -53,6 +53,11 @@ class Hints:
   padding: str | None = None
   positions_antialias: bool | None = None
 
+  def told(self, *names: str) -> dict[str, Any]:
+    """Those of these fields that are known."""
+    fields = dataclasses.asdict(self)
+    return {name: fields[name] for name in names if fields[name] is not None}
+
 
 def read_hints(weights: Weights, given: Mapping[str, Any]) -> Hints:
   """Hints of the configs beside a file and of its metadata, then the user's.

@@ -1,13 +1,12 @@
 """Layouts of Swin transformers."""
 
 import dataclasses
-import functools
 import re
 from typing import Any
 
 from interop.files import WeightsError
 from interop.hints import Hints
-from interop.layout import Found, Layout
+from interop.layout import Found, Layout, layouts_of, square_kernel
 from interop.pairs import Pair, convolution, fused, layer, linear, norm, same
 from interop.swin_pairs import table, unfolded
 
@@ -168,17 +167,8 @@ TABLES = (MICROSOFT, TIMM, LOCAL_MIM, HUGGING_FACE, MMDET)
 
 
 def layouts() -> tuple[Layout, ...]:
-  """All of them; of those that fit equally the first is meant."""
-  return tuple(
-    Layout(
-      name=names.title,
-      anchors=names.anchors,
-      spec=functools.partial(spec, names),
-      pairs=names.pairs,
-      ignored=IGNORED,
-    )
-    for names in TABLES
-  )
+  """All of them."""
+  return layouts_of(TABLES, spec, ignored=IGNORED)
 
 
 def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
@@ -192,11 +182,7 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
   Raises:
     WeightsError: sizes that no Swin has.
   """
-  width, channels, patch, other = found[f'{names.patch}.weight'].shape
-  if patch != other:
-    raise WeightsError(
-      f'patches of {patch}x{other} pixels: they must be square'
-    )
+  width, channels, patch = square_kernel(found, f'{names.patch}.weight')
   depths = _depths(names, found)
   tables = [
     found[names.block.format(stage, 0) + names.table].shape
@@ -219,10 +205,7 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
     native_size=native,
     norm_epsilon=names.epsilon,
   )
-  for name in ('norm_epsilon', 'mean', 'std', 'padding'):
-    if (value := dataclasses.asdict(hints)[name]) is not None:
-      fields[name] = value
-  return fields
+  return fields | hints.told('norm_epsilon', 'mean', 'std', 'padding')
 
 
 def _depths(names: Names, found: Found) -> tuple[int, ...]:

@@ -1,14 +1,12 @@
 """Layouts of vision transformers, and what their files tell of the encoder."""
 
-import dataclasses
-import functools
 import math
 import re
 from typing import Any
 
 from interop.files import WeightsError
 from interop.hints import Hints
-from interop.layout import Found, Layout
+from interop.layout import Found, Layout, layouts_of, shape_of, square_kernel
 from interop.vit_tables import TABLES, Names
 
 CHANNELS_PER_HEAD = 64  # of most published ViTs, but for these widths
@@ -26,17 +24,8 @@ IGNORED = (
 
 
 def layouts() -> tuple[Layout, ...]:
-  """All of them; of those that fit equally the first is meant."""
-  return tuple(
-    Layout(
-      name=names.title,
-      anchors=names.anchors,
-      spec=functools.partial(spec, names),
-      pairs=names.pairs,
-      ignored=IGNORED,
-    )
-    for names in TABLES
-  )
+  """All of them."""
+  return layouts_of(TABLES, spec, ignored=IGNORED)
 
 
 def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
@@ -50,11 +39,7 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
   Raises:
     WeightsError: something is not to be told.
   """
-  width, channels, patch, other = _shape(found, f'{names.patch}.weight', 4)
-  if patch != other:
-    raise WeightsError(
-      f'patches of {patch}x{other} pixels: they must be square'
-    )
+  width, channels, patch = square_kernel(found, f'{names.patch}.weight')
   relative, table = _relative(names, found)
   fields = dict(
     name='vit',
@@ -76,11 +61,11 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
     fields['norm_epsilon'] = 1e-5  # CLIP's, whoever names it
   fields |= names.fields
   if names.registers in found:
-    fields['registers'] = _shape(found, names.registers, 3)[1]
+    fields['registers'] = shape_of(found, names.registers, 3)[1]
   if names.scales and names.block.format(0) + names.scales[0] in found:
     fields['layer_scale'] = 1e-5  # what fresh ones would start with
   if names.projection in found:
-    fields['projection'] = _shape(found, names.projection, 2)[1]
+    fields['projection'] = shape_of(found, names.projection, 2)[1]
   if names.bare and not fields['class_token']:
     raise WeightsError(
       f'{names.title}: {names.cls} is missing; SigLIP pools by attention, '
@@ -96,17 +81,7 @@ def spec(names: Names, found: Found, hints: Hints) -> dict[str, Any]:
       'positions no encoder here has'
     )
   fields |= _positions(names, found, hints, fields, table)
-  for name in ('norm_epsilon', 'mean', 'std'):
-    if (value := dataclasses.asdict(hints)[name]) is not None:
-      fields[name] = value
-  return fields
-
-
-def _shape(found: Found, name: str, axes: int) -> tuple[int, ...]:
-  shape = found[name].shape
-  if len(shape) != axes or 0 in shape:
-    raise WeightsError(f'{name} is {list(shape)}: {axes} axes were expected')
-  return shape
+  return fields | hints.told('norm_epsilon', 'mean', 'std')
 
 
 def _depth(names: Names, found: Found) -> int:
@@ -155,7 +130,7 @@ def _relative(names: Names, found: Found) -> tuple[str, tuple[int, ...] | None]:
   """Kind of relative positions, and the shape of a table."""
   for kind, name in names.relative.items():
     if name.format(0) in found:
-      return kind, _shape(found, name.format(0), 2)
+      return kind, shape_of(found, name.format(0), 2)
   return 'none', None
 
 
@@ -166,7 +141,7 @@ def _positions(names, found, hints, fields, table) -> dict[str, Any]:
   tokens = fields['class_token'] + fields.get('registers', 0)
   out = dict(positions='none')
   if names.positions in found:
-    rows = _shape(found, names.positions, 2 if names.bare else 3)[-2]
+    rows = shape_of(found, names.positions, 2 if names.bare else 3)[-2]
     out = dict(positions='learned', positions_offset=0.0)
     if hints.positions_offset is not None:
       out['positions_offset'] = hints.positions_offset
