@@ -138,11 +138,11 @@ def spelled_out(
   Others have no word for them, and compute the same with them.
   """
   params = dict(params)
-  if encoder.positions == 'sincos':
+  if encoder.positions in ('sincos', 'mae_sincos'):
     grid = tuple(side // encoder.patch_size for side in image_size)
-    table = np.pad(
-      sincos_2d(grid, encoder.width), ((int(encoder.class_token), 0), (0, 0))
-    )
+    mae = encoder.positions == 'mae_sincos'
+    table = sincos_2d(grid, encoder.width, columns_first=mae)
+    table = np.pad(table, ((int(encoder.class_token), 0), (0, 0)))
     params['pos_embed'] = table[None]
     encoder = encoder.clone(
       positions='learned',

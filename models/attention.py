@@ -29,6 +29,7 @@ class Attention(nn.Module):
       8 x 197 x 384 with 12), elsewhere what JAX itself chooses.
     with_map: also return the attention weights; takes the plain path.
     kernel_init: how the four kernels start.
+    qkv_init: how those of query, key and value start, if otherwise.
     biases: which of query, key and value have a bias, by first letter: BEiT's
       key has none, some have none at all. The output has one in any case.
   """
@@ -38,6 +39,7 @@ class Attention(nn.Module):
   impl: str = 'auto'
   with_map: bool = False
   kernel_init: Initializer = XAVIER
+  qkv_init: Initializer | None = None
   biases: str = 'qkv'
 
   @nn.compact
@@ -66,10 +68,11 @@ class Attention(nn.Module):
     impl = self._implementation()
 
     def dense(name):
+      init = self.kernel_init if name == 'out' else self.qkv_init
       return Dense(
         width,
         dtype=self.dtype,
-        kernel_init=self.kernel_init,
+        kernel_init=init or self.kernel_init,
         use_bias=name == 'out' or name[0] in self.biases,
         name=name,
       )

@@ -13,8 +13,13 @@ from flax import linen as nn
 from models import conv_blocks, layers, patches
 from models.dense import Dense
 from models.features import Features, Level
-from models.initializers import TORCH_PATCH, XAVIER, XAVIER_PATCH
-from models.masking import Mask
+from models.initializers import (
+  TORCH_PATCH,
+  XAVIER,
+  XAVIER_FUSED,
+  XAVIER_PATCH,
+)
+from models.masking import Mask, check_mask
 from models.posemb import sincos_2d
 
 # S and B as published. Mini is for 32-px images: maps of 16, 8 and 8, so that
@@ -45,11 +50,10 @@ class ConvViT(nn.Module):
   authors do so in pre-training and leave these out when they fine-tune, where
   they norm the mean of the last block's output: that is `levels[-1]`.
 
-  Initialised as the authors do: Xavier for the transformer blocks, the linear
-  layer (biases 0) and, over the flattened patch, for the last stage's kernel;
-  PyTorch's default for everything else of the convolutions. Differs in one
-  thing: Xavier's bound of query, key and value is that of d x d matrices, as in
-  our ViT; theirs is of one d x 3d, smaller by sqrt(2).
+  Initialised as the authors do: Xavier for the transformer blocks (query, key
+  and value with the bound of one d x 3d matrix), the linear layer (biases 0)
+  and, over the flattened patch, for the last stage's kernel; PyTorch's default
+  for everything else of the convolutions.
 
   Parameters: `patch_embed` and `patch_norm` of the first stage, `embed_i` and
   `embed_norm_i` of stage i from 1 on (kernels [p, p, c, d]), `project`,
@@ -234,6 +238,7 @@ class ConvViT(nn.Module):
       attention_impl=self.attention_impl,
       with_map=with_map,
       kernel_init=XAVIER,
+      qkv_init=XAVIER_FUSED,
       epsilon=self.norm_epsilon,
       name=f'block_{i}',
     )
@@ -286,14 +291,9 @@ class ConvViT(nn.Module):
         )
       )
     patches.check_images(x, self.in_channels)
-    b, height, width, _ = x.shape
-    patches.check_divisible((height, width), self.patch_size)
-    n = height * width // self.patch_size**2
-    if mask is not None and mask.hidden.shape != (b, n):
-      raise ValueError(
-        f'mask is {list(mask.hidden.shape)}, the images have [{b}, {n}] patches'
-      )
-    layers.check_noise(noise, b, self.depth)
+    patches.check_divisible(x.shape[1:3], self.patch_size)
+    check_mask(mask, x.shape, self.patch_size)
+    layers.check_noise(noise, x.shape[0], self.depth)
 
 
 def _branches(noise: jax.Array | None, block: int) -> jax.Array | None:

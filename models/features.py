@@ -11,6 +11,8 @@ from flax import struct
 class Level:
   """The raw residual stream after one block or stage, before any final norm.
 
+  `Features.final` alone is what follows that norm.
+
   Attributes:
     prefix: tokens that stand for no patch, such as CLS, [b, p, d].
     tokens: patch tokens in row-major order, [b, k, d]; in the compute dtype.
@@ -60,3 +62,10 @@ class Features:
   cls: jax.Array | None = None
   merged: tuple[Level, ...] = ()
   attention: dict[int, jax.Array] = struct.field(default_factory=dict)
+
+  @property
+  def final(self) -> Level:
+    """What follows the final norm, CLS and patches, as a level; float32."""
+    last = self.levels[-1]
+    prefix = self.tokens[:, :0] if self.cls is None else self.cls[:, None]
+    return last.replace(prefix=prefix, tokens=self.tokens)

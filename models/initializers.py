@@ -10,7 +10,10 @@ Initializer = nn.initializers.Initializer
 
 # For a d x d matrix U(+-sqrt(6 / 2d)): MoCo v3 and the ViT paper.
 XAVIER = nn.initializers.xavier_uniform()
-# The same for a patch kernel [p, p, c, d], over the flattened patch.
+# The bound of one d x 3d matrix for each of query, key and value, which are one
+# in MAE's and ConvMAE's code: U(+-sqrt(6 / 4d)).
+XAVIER_FUSED = nn.initializers.variance_scaling(0.5, 'fan_avg', 'uniform')
+# Xavier for a patch kernel [p, p, c, d], over the flattened patch.
 XAVIER_PATCH = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
 # PyTorch's default of a Linear's or a convolution's kernel,
 # U(+-1/sqrt(fan_in)); the last two axes are in and out.
@@ -33,15 +36,28 @@ def torch_bias(fan_in: int) -> Initializer:
   return init
 
 
+class PatchInit(NamedTuple):
+  """How a patch embedding starts."""
+
+  kernel: Initializer
+  torch_bias: bool  # PyTorch's default; else 0
+
+
 class Init(NamedTuple):
   """How a ViT's parameters start."""
 
-  kernel: Initializer  # of query, key, value, output and MLP
+  kernel: Initializer  # of output and MLP
+  qkv: Initializer  # of query, key and value
   cls: Initializer
-  torch_patches: bool  # the patch embedding as PyTorch's default
+  patches: PatchInit
 
 
+MOCO_PATCHES = PatchInit(XAVIER_PATCH, torch_bias=False)
+TORCH_PATCHES = PatchInit(TORCH_PATCH, torch_bias=True)
+# MAE's code redraws the kernel and leaves the bias.
+MAE_PATCHES = PatchInit(XAVIER_PATCH, torch_bias=True)
 VIT_INITS = {
-  'moco_v3': Init(XAVIER, nn.initializers.normal(1e-6), torch_patches=False),
-  'trunc_normal': Init(NORMAL_02, NORMAL_02, torch_patches=True),
+  'moco_v3': Init(XAVIER, XAVIER, nn.initializers.normal(1e-6), MOCO_PATCHES),
+  'trunc_normal': Init(NORMAL_02, NORMAL_02, NORMAL_02, TORCH_PATCHES),
+  'mae': Init(XAVIER, XAVIER_FUSED, NORMAL_02, MAE_PATCHES),
 }

@@ -210,6 +210,7 @@ class Block(nn.Module):
     attention_impl: see `Attention`.
     with_map: also return the attention weights.
     kernel_init: how all kernels start.
+    qkv_init: how those of query, key and value start, if otherwise.
     mlp: kind of MLP, see `Mlp`.
     biases: which of query, key and value have a bias, by first letter.
     layer_scale: what the factors of both branches start with; 0: none.
@@ -223,6 +224,7 @@ class Block(nn.Module):
   attention_impl: str = 'auto'
   with_map: bool = False
   kernel_init: Initializer = XAVIER
+  qkv_init: Initializer | None = None
   mlp: str = 'gelu'
   biases: str = 'qkv'
   layer_scale: float = 0.0
@@ -253,6 +255,7 @@ class Block(nn.Module):
       impl=self.attention_impl,
       with_map=self.with_map,
       kernel_init=self.kernel_init,
+      qkv_init=self.qkv_init,
       biases=self.biases,
       name='attention',
     )(layer_norm('norm1', self.dtype, self.epsilon)(x), bias)

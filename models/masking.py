@@ -22,6 +22,18 @@ class Mask:
   visible: jax.Array
 
 
+def check_mask(
+  mask: Mask | None, images: tuple[int, ...], patch_size: int
+) -> None:
+  """Raises ValueError for a mask of other images than [b, H, W, c]."""
+  b, height, width, _ = images
+  n = height * width // patch_size**2
+  if mask is not None and mask.hidden.shape != (b, n):
+    raise ValueError(
+      f'mask is {list(mask.hidden.shape)}, the images have [{b}, {n}] patches'
+    )
+
+
 def mask_from_noise(noise: jax.Array, keep: int) -> Mask:
   """Keeps the `keep` patches of lowest noise of each row visible.
 

@@ -6,7 +6,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from models.dense import flat_product
-from models.initializers import TORCH_PATCH, XAVIER_PATCH, torch_bias
+from models.initializers import MOCO_PATCHES, PatchInit, torch_bias
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -143,30 +143,30 @@ class PatchEmbed(nn.Module):
   of others need only PyTorch's OIHW transposed); `bias` is [width]. A product
   over patches is that convolution, and can be given the visible patches only.
 
-  By default MoCo v3's initialisation (arXiv:2104.02057, official code): kernel
-  U(+-sqrt(6 / (p * p * c + width))), that is Xavier's over the flattened
-  patch; bias 0. With `torch_init` PyTorch's own, U(+-1/sqrt(p * p * c)) for
-  both.
+  `start` is MoCo v3's initialisation (arXiv:2104.02057, official code): kernel
+  U(+-sqrt(6 / (p * p * c + width))), that is Xavier's over the flattened patch;
+  bias 0. PyTorch's own is U(+-1/sqrt(p * p * c)) for both; MAE has the kernel
+  of the one and the bias of the other.
   """
 
   patch_size: int
   in_channels: int
   width: int
   dtype: jnp.dtype = jnp.float32
-  torch_init: bool = False
+  start: PatchInit = MOCO_PATCHES
   use_bias: bool = True
 
   @nn.compact
   def __call__(self, patches: jax.Array) -> jax.Array:
     """Embeds patches in the order of `patchify`; returns `dtype`."""
     p, c = self.patch_size, self.in_channels
-    kernel_init, bias_init = XAVIER_PATCH, nn.initializers.zeros
-    if self.torch_init:
-      kernel_init, bias_init = TORCH_PATCH, torch_bias(p * p * c)
-    kernel = self.param('kernel', kernel_init, (p, p, c, self.width))
+    kernel = self.param('kernel', self.start.kernel, (p, p, c, self.width))
     flat = rearrange(kernel, 'p q c d -> (p q c) d').astype(self.dtype)
     product = flat_product(patches.astype(self.dtype), flat)
     if not self.use_bias:
       return product
+    bias_init = nn.initializers.zeros
+    if self.start.torch_bias:
+      bias_init = torch_bias(p * p * c)
     bias = self.param('bias', bias_init, (self.width,))
     return product + bias.astype(self.dtype)

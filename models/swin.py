@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from models import layers, patches
 from models.features import Features, Level
+from models.initializers import TORCH_PATCHES
 from models.masking import Mask
 from models.swin_blocks import EPSILON, PatchMerging, SwinBlock
 from models.windows import PADDINGS, Windows
@@ -189,7 +190,7 @@ class Swin(nn.Module):
       in_channels=self.in_channels,
       width=self.width,
       dtype=dtype,
-      torch_init=True,
+      start=TORCH_PATCHES,
       name='patch_embed',
     )(x)
     return layers.layer_norm('patch_norm', dtype, self.norm_epsilon)(x)

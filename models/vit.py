@@ -10,7 +10,7 @@ from flax import linen as nn
 from models import layers, patches
 from models.features import Features, Level
 from models.initializers import NORMAL_02, VIT_INITS
-from models.masking import Mask
+from models.masking import Mask, check_mask
 from models.posemb import resample, sincos_2d
 from models.relative import RELATIVE, RelativePositions
 
@@ -25,7 +25,7 @@ VARIANTS = {
   'l': dict(width=1024, depth=24, num_heads=16),
 }
 POOLS = ('cls', 'mean', 'norm_mean')
-POSITIONS = ('sincos', 'learned', 'none')
+POSITIONS = ('sincos', 'learned', 'none', 'mae_sincos')
 
 
 class ViT(nn.Module):
@@ -41,6 +41,9 @@ class ViT(nn.Module):
   positions, CLS included, resampled for images of another size; every kernel,
   CLS and the positions N(0, 0.02^2), biases 0, the patch embedding as PyTorch's
   default. Mind the heads: their Ti has 3 and their S has 6.
+
+  With `positions='mae_sincos'` and `init_scheme='mae'` that of MAE (He et al.,
+  arXiv:2111.06377): half tables exchanged, and MAE's start (`VIT_INITS`).
 
   Parameters: `patch_embed` (kernel [p, p, c, d], bias), `cls` [1, 1, d],
   `registers` [1, r, d], with learned positions `pos_embed` [1, prefix + h * w,
@@ -58,13 +61,13 @@ class ViT(nn.Module):
     in_channels: channels c of the images.
     pool: 'cls', 'mean' of the patch tokens after the final norm, or
       'norm_mean', the norm of their mean (MAE's fine-tuning, timm's fc_norm).
-    positions: 'sincos', fixed for any grid, 'learned', or 'none'.
+    positions: 'sincos' or 'mae_sincos', for any grid, 'learned', or 'none'.
     positions_grid: side in patches of the square grid of learned positions, or
       its (h, w); also of relative ones.
     positions_offset: how they are resampled for other grids: 0.1 as DINO does,
       0 as Hugging Face and DINOv2; see `posemb.interpolation_matrix`.
     positions_antialias: whether that is smooth where a grid shrinks (timm).
-    init_scheme: 'moco_v3' or 'trunc_normal', see above.
+    init_scheme: 'moco_v3', 'trunc_normal' or 'mae', see above.
     drop_path: rate of stochastic depth in the last block; linear from 0.
     remat: recompute each block in the backward pass to save memory.
     dtype: 'float32' or 'bfloat16': products and residual stream.
@@ -192,6 +195,7 @@ class ViT(nn.Module):
         attention_impl=self.attention_impl,
         with_map=i in maps.values(),
         kernel_init=VIT_INITS[self.init_scheme].kernel,
+        qkv_init=VIT_INITS[self.init_scheme].qkv,
         mlp=self.mlp,
         biases=self.biases,
         layer_scale=self.layer_scale,
@@ -246,7 +250,7 @@ class ViT(nn.Module):
       in_channels=self.in_channels,
       width=self.width,
       dtype=dtype,
-      torch_init=VIT_INITS[self.init_scheme].torch_patches,
+      start=VIT_INITS[self.init_scheme].patches,
       use_bias=self.patch_bias,
       name='patch_embed',
     )(x)
@@ -271,8 +275,9 @@ class ViT(nn.Module):
     none = jnp.zeros((0, self.width))
     if self.positions == 'none':
       return none, jnp.zeros((grid[0] * grid[1], self.width))
-    if self.positions == 'sincos':
-      return none, jnp.asarray(sincos_2d(grid, self.width))
+    if self.positions != 'learned':
+      mae = self.positions == 'mae_sincos'
+      return none, jnp.asarray(sincos_2d(grid, self.width, columns_first=mae))
     first, old = self.positions_prefix, self.native_grid
     shape = (1, first + old[0] * old[1], self.width)
     table = self.param('pos_embed', NORMAL_02, shape)[0]
@@ -310,11 +315,6 @@ class ViT(nn.Module):
     if self.relative != 'none' and self.registers:
       raise ValueError('relative positions know no registers')
     patches.check_images(x, self.in_channels)
-    b, height, width, _ = x.shape
-    patches.check_divisible((height, width), self.patch_size)
-    n = height * width // self.patch_size**2
-    if mask is not None and mask.hidden.shape != (b, n):
-      raise ValueError(
-        f'mask is {list(mask.hidden.shape)}, the images have [{b}, {n}] patches'
-      )
-    layers.check_noise(noise, b, self.depth)
+    patches.check_divisible(x.shape[1:3], self.patch_size)
+    check_mask(mask, x.shape, self.patch_size)
+    layers.check_noise(noise, x.shape[0], self.depth)

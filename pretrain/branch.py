@@ -41,7 +41,8 @@ class Branch:
   """One prediction and its error.
 
   Attributes:
-    levels: which of `features.levels` the decoder gets, shallow to deep.
+    levels: which of `features.levels` the decoder gets, shallow to deep;
+      'final' is what follows the encoder's final norm (`Features.final`).
     decoder: a module: (levels as maps, or as `Level`s where a mask hid
       tokens) -> [b, h, w, f].
     target: what is predicted, [b, h, w, f], as a function of the view [b, H,
@@ -52,7 +53,7 @@ class Branch:
       a time).
   """
 
-  levels: tuple[int, ...]
+  levels: tuple[int | str, ...]
   decoder: Any
   target: Callable[[jax.Array], jax.Array]
   error: Callable[[jax.Array, jax.Array], jax.Array] = absolute_error
@@ -65,7 +66,10 @@ class Branch:
 
   def inputs(self, features: Features) -> tuple[Any, ...]:
     """What the decoder is called with: maps, or levels with an index."""
-    taps = [features.levels[i] for i in self.levels]
+    taps = [
+      features.final if i == 'final' else features.levels[i]
+      for i in self.levels
+    ]
     return tuple(t.map() if t.index is None else t for t in taps)
 
   def init(self, rng: jax.Array, features: Features) -> Any:
@@ -100,7 +104,17 @@ class Branch:
       prediction = self.decoder.apply({'params': params}, maps)
       return self.error(prediction, self.target(images))
 
-    error = in_chunks(errors, self.chunks, self.inputs(features), images)
+    maps = self.inputs(features)
+    return self.mean(in_chunks(errors, self.chunks, maps, images), mask)
+
+  def errors(
+    self, params: Any, features: Features, images: jax.Array
+  ) -> jax.Array:
+    """The error of every patch, [b, h, w]: what is work per example."""
+    return self.error(self.predict(params, features), self.target(images))
+
+  def mean(self, error: jax.Array, mask: Mask | None = None) -> jax.Array:
+    """Σ weight · error / Σ weight over the whole batch, a float32 scalar."""
     weight = weights(mask, error.shape[1:], self.on)
     weight = jnp.broadcast_to(weight, error.shape)
     return jnp.sum(weight * error) / jnp.maximum(jnp.sum(weight), 1e-6)

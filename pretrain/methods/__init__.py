@@ -6,6 +6,7 @@ from typing import Any
 from models import make_encoder
 from pretrain.methods.byol import byol
 from pretrain.methods.dino import dino
+from pretrain.methods.mae import mae
 from pretrain.methods.moby import moby
 from pretrain.methods.moco_v2 import moco_v2
 from pretrain.methods.moco_v3 import moco_v3
@@ -24,6 +25,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
   'moco_v3': moco_v3,
   'moby': moby,
   'dino': dino,
+  'mae': mae,
 }
 
 
@@ -39,8 +41,8 @@ def make_method(
 
   Args:
     encoder: an encoder of `models`.
-    config: `config.method` as a plain dict: `name`, `repre` (None or a dict)
-      and the arguments of the method.
+    config: `config.method` as a plain dict: `name`, `repre` (None or a dict; a
+      contrastive method has it) and the arguments of the method.
     recipe: rates, decay, clipping.
     dtype: compute dtype of heads and decoder.
     chunks: into how many parts per-example work is cut.
@@ -53,7 +55,7 @@ def make_method(
     TypeError: an argument that the method does not have.
   """
   fields = dict(config)
-  name, added = fields.pop('name'), fields.pop('repre')
+  name, added = fields.pop('name'), fields.pop('repre', None)
   if name not in METHODS:
     raise unknown('method', name, METHODS)
   common = dict(dtype=dtype, chunks=chunks)
