@@ -25,26 +25,32 @@ def vit_from_torch(weights, *, learned_positions=False):
   }
   if learned_positions:
     out['encoder/pos_embed'] = weights['pos_embed']
+  return out | blocks_from_torch(weights, 'blocks.', 'encoder/')
+
+
+def blocks_from_torch(weights, theirs, ours):
+  """{our parameter path: array} of two blocks, in the names of timm."""
+  out = {}
   for i in range(2):
-    theirs, ours = f'blocks.{i}.', f'encoder/block_{i}/'
+    block, mine = f'{theirs}{i}.', f'{ours}block_{i}/'
     for norm in ('norm1', 'norm2'):
-      out[f'{ours}{norm}/scale'] = weights[f'{theirs}{norm}.weight']
-      out[f'{ours}{norm}/bias'] = weights[f'{theirs}{norm}.bias']
-    kernels = np.split(weights[f'{theirs}attn.qkv.weight'], 3)
-    biases = np.split(weights[f'{theirs}attn.qkv.bias'], 3)
+      out[f'{mine}{norm}/scale'] = weights[f'{block}{norm}.weight']
+      out[f'{mine}{norm}/bias'] = weights[f'{block}{norm}.bias']
+    kernels = np.split(weights[f'{block}attn.qkv.weight'], 3)
+    biases = np.split(weights[f'{block}attn.qkv.bias'], 3)
     for name, w, b in zip(
       ('query', 'key', 'value'), kernels, biases, strict=True
     ):
-      out[f'{ours}attention/{name}/kernel'] = w.T
-      out[f'{ours}attention/{name}/bias'] = b
+      out[f'{mine}attention/{name}/kernel'] = w.T
+      out[f'{mine}attention/{name}/bias'] = b
     layers = (
       ('attn.proj', 'attention/out'),
       ('mlp.fc1', 'mlp/fc1'),
       ('mlp.fc2', 'mlp/fc2'),
     )
-    for name, mine in layers:
-      out[f'{ours}{mine}/kernel'] = weights[f'{theirs}{name}.weight'].T
-      out[f'{ours}{mine}/bias'] = weights[f'{theirs}{name}.bias']
+    for name, layer in layers:
+      out[f'{mine}{layer}/kernel'] = weights[f'{block}{name}.weight'].T
+      out[f'{mine}{layer}/bias'] = weights[f'{block}{name}.bias']
   return out
 
 

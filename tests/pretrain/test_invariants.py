@@ -22,6 +22,7 @@ from tiny import (
   assert_same_bits,
   assert_same_steps,
   cached_run,
+  collectives,
   fixed,
   follow,
   make_run,
@@ -158,21 +159,6 @@ def test_sharded_parameters_take_the_same_step(monkeypatch):
 
 
 # Traffic between devices.
-
-COLLECTIVE = re.compile(
-  r'= (.+?) (all-reduce|all-gather|all-to-all|collective-permute|'
-  r'reduce-scatter|collective-broadcast|ragged-all-to-all)(?:-start)?\('
-)
-
-
-def collectives(text):
-  """[(what, elements, shape)] of every array that travels."""
-  found = []
-  for types, kind in COLLECTIVE.findall(text):
-    for shape in re.findall(r'\w+\[([\d,]*)\]', types):
-      sizes = [int(n) for n in shape.split(',') if n]
-      found.append((kind, math.prod(sizes), shape))
-  return found
 
 
 @pytest.mark.parametrize('chunks', [1, 2])

@@ -1,6 +1,8 @@
 """Runs of tiny methods, and how two of them are compared."""
 
 import functools
+import math
+import re
 
 import jax
 import numpy as np
@@ -36,6 +38,8 @@ METHODS = dict(
   moby=dict(HEAD, queue=32, momentum=0.9),
   dino=dict(HEAD, out=24, bottleneck=8, local_crops=2, momentum=0.9),
 )
+# The same of masked modelling, which learns from one view.
+MASKED = dict(mae=dict(decoder=dict(width=16, depth=1, num_heads=2)))
 LOCAL = 8  # side of DINO's local crops
 
 
@@ -60,7 +64,8 @@ def arrays():
 def views(method):
   # Crops and flips draw from the keys of the rows, which is what matters here.
   plain = dict(scale=(0.4, 1.0), jitter=0.0, gray=0.0, blur=0.0)
-  out = {f'view{i}': View(size=SIDE, **plain) for i in (1, 2)}
+  count = 1 if method in MASKED else 2
+  out = {f'view{i + 1}': View(size=SIDE, **plain) for i in range(count)}
   if method == 'dino':
     out |= {f'local{i}': View(size=LOCAL, **plain) for i in (1, 2)}
   return out
@@ -105,14 +110,12 @@ def make_run(
   else:
     sizes = dict(widths=(4, 8, WIDTH), depths=(1, 1, 1), patch_sizes=(2, 2, 1))
     made = ConvViT(num_heads=2, **sizes, **shared)
+  fields = dict((METHODS | MASKED)[method], name=method)
+  if method in METHODS:
+    fields.update(frozen_patch_embed=frozen, repre=repre and dict(repre))
   learned = make_method(
     made,
-    dict(
-      METHODS[method],
-      name=method,
-      frozen_patch_embed=frozen,
-      repre=repre and dict(repre),
-    ),
+    fields,
     Recipe(
       lr=warmup_cosine(LR, warmup=0, total=2 * TOTAL),
       decay=0.1,
@@ -213,3 +216,19 @@ def assert_same_steps(got, want, *, loss, gradient):
         np.testing.assert_allclose(
           ours[name], leaf, atol=2e-3 * LR, rtol=0, err_msg=name
         )
+
+
+COLLECTIVE = re.compile(
+  r'= (.+?) (all-reduce|all-gather|all-to-all|collective-permute|'
+  r'reduce-scatter|collective-broadcast|ragged-all-to-all)(?:-start)?\('
+)
+
+
+def collectives(text):
+  """[(what, elements, shape)] of every array that travels."""
+  found = []
+  for types, kind in COLLECTIVE.findall(text):
+    for shape in re.findall(r'\w+\[([\d,]*)\]', types):
+      sizes = [int(n) for n in shape.split(',') if n]
+      found.append((kind, math.prod(sizes), shape))
+  return found
