@@ -50,15 +50,16 @@ def mask_from_noise(noise: jax.Array, keep: int) -> Mask:
   Raises:
     ValueError: if `keep` is not in 1..n.
   """
-  b, n = noise.shape
+  n = noise.shape[1]
   if not 1 <= keep <= n:
     raise ValueError(
       f'a mask must leave 1 to {n} of {n} patches visible, not {keep}: change '
       'the mask ratio'
     )
-  visible = jnp.sort(jnp.argsort(noise, axis=1)[:, :keep], axis=1)
-  rows = jnp.arange(b)[:, None]
-  hidden = jnp.ones((b, n), bool).at[rows, visible].set(False)
+  order = jnp.argsort(noise, axis=1)
+  visible = jnp.sort(order[:, :keep], axis=1)
+  # By rank: a scatter over rows would make devices gather each other's.
+  hidden = jnp.argsort(order, axis=1) >= keep
   return Mask(hidden=hidden, visible=visible.astype(jnp.int32))
 
 

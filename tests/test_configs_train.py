@@ -32,6 +32,8 @@ CASES = [
   ('moco_v3', 'swin_mini,repre'),
   ('moby', 'vit_mini4'),
   ('dino', 'vit_mini4,crops6'),
+  ('mae', 'vit_mini4'),
+  ('mae', 'convvit_mini'),
 ]
 
 
@@ -45,7 +47,9 @@ def small(name, words, **method):
     config.encoder.positions_grid = SIZE // 4
   known = {k: v for k, v in SMALL.items() if k in config.method}
   config.method.update(known | method)
-  if config.method.repre:
+  if 'decoder' in config.method:
+    config.method.decoder.update(width=16, depth=1, num_heads=2)
+  if config.method.get('repre'):
     width = (8,) if word in common.COMPLETE else 8
     config.method.repre.update(width=width, levels=2)
   for view in config.views.values():
@@ -72,7 +76,7 @@ def trained(config, workdir):
   for row in rows.values():
     assert all(math.isfinite(value) for value in row.values()), row
     assert row['bad_steps'] == 0 and row['grad_norm'] > 0
-    assert ('loss_pixels' in row) == bool(config.method.repre)
+    assert ('loss_pixels' in row) == bool(config.method.get('repre'))
   return summary
 
 
