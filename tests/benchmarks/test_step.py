@@ -113,6 +113,34 @@ def test_the_table_has_every_method_and_encoder():
   assert {'vit_ti16', 'vit_s16', 'vit_b16'} <= set(costs.encoder_words())
 
 
+def test_mae_is_in_the_table_and_needs_no_repre():
+  row, refused = costs.tabulate(
+    methods=['mae'], encoders=['vit_s16', 'swin_t'], batch_size=2
+  )
+  assert 'all patches' in refused['error'] and 'gflops' not in refused
+  assert 'gflops_repre' not in row
+  # Three passes of the encoder over 50 tokens and of the decoder over 197; the
+  # products of ViT-S by hand, its patches counted whole.
+  encoder = vit_products(tokens=50, width=384, depth=12, patch=16)
+  decoder = vit_products(tokens=197, width=512, depth=8, patch=16)
+  assert row['gflops'] == pytest.approx(3e-9 * (encoder + decoder), rel=0.06)
+
+
+def test_methods_without_repre_are_timed_too(monkeypatch):
+  found = [dict(seconds=1.0, overhead=1), dict(seconds=2.0, overhead=2)]
+
+  def measure(config):
+    return found[: 2 if config.method.get('repre') else 1]
+
+  monkeypatch.setattr(step.timing, 'measure', measure)
+  monkeypatch.setattr(step.machine, 'write', lambda out, rows: None)
+  rows = step.clock(
+    methods=['moco_v3', 'mae'], encoders=None, batch_size=8, dtype='float32'
+  )
+  # Two encoders of the one with RePre, of which MAE takes the first.
+  assert rows == [*found, *found, found[0]]
+
+
 @pytest.mark.parametrize(
   ('kind', 'dtype', 'tera'),
   [

@@ -166,19 +166,19 @@ class TestSteps:
 
 
 def test_eight_images_are_learned_by_heart():
-  """From any four of sixteen patches; a constant image would score 1.5."""
-  method = cached_run(**KIND, devices=1).method
+  """Twelve patches each from four, always the same ones."""
+  encoder = cached_run(**KIND, devices=1).method.encoder
   method = mae(
-    method.encoder.clone(drop_path=0.0),
+    encoder.clone(drop_path=0.0),
     None,
     decoder=dict(width=32, depth=1, num_heads=2),
     normalize_pixels=False,
   )
-  batch, adam = dict(view1=images()), optax.adam(3e-3)
+  batch, adam = dict(view1=images()), optax.adam(1e-2)
+  rng = jax.random.key(1)
 
   def update(carry, step):
     params, state = carry
-    rng = jax.random.fold_in(jax.random.key(1), step)
     loss, grads = jax.value_and_grad(
       lambda p: method.loss(p, {}, batch, rng, step)[0]
     )(params)
@@ -189,12 +189,11 @@ def test_eight_images_are_learned_by_heart():
   def run():
     params, _ = method.init(jax.random.key(0), batch)
     begin = params, adam.init(params)
-    return jax.lax.scan(update, begin, jnp.arange(800))[1]
+    return jax.lax.scan(update, begin, jnp.arange(200))[1]
 
   losses = np.asarray(run())
-  print(losses[::50])
   assert losses[0] > 1
-  assert losses[-50:].mean() < 0.1 * losses[0]
+  assert losses[-1] < 0.01 * losses[0]
 
 
 class TestFigures:
