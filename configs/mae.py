@@ -16,7 +16,8 @@ photographs see docs/results.md. k-NN and linear probes understate such
 encoders: fine-tune them.
 
 On small images patches should not be smaller than 4 px, and the decoder is
-(our choice) two blocks of 64.
+(our choice) two blocks of 64. The photographs with seed 0: 361 s on two busy
+CPU cores, loss from 1.25 (step 25) to 0.44, k-NN 40.7 % (untrained 34.4 %).
 """
 
 import ml_collections
@@ -60,7 +61,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   if words.data == 'photos':
     # Patches of 16 grey pixels without mean and contrast are mostly noise.
     config.method.normalize_pixels = False
-    config.optim.base_lr = 3e-3
+    config.epochs = 21.82  # 1200 steps, four times what contrast takes
+    config.optim.base_lr = 5e-3
     if 'pool' in config.encoder:
       config.encoder.pool = 'mean'
   return config
