@@ -44,7 +44,7 @@ def test_initialisation_is_maes():
 def test_positions_differ_from_moco_v3s_by_the_order_of_halves():
   """Spelled out as a learned table they give the same features."""
   x = images(2, 8, 12, 3)
-  moco, mae = tiny(), tiny(**MAE)
+  moco, mae = tiny(depth=1), tiny(depth=1, **MAE)
   here = encode(mae, tiny_params(), x).pooled
   assert np.abs(here - encode(moco, tiny_params(), x).pooled).max() > 1e-2
   flat = {n: np.asarray(v) for n, v in named_leaves(tiny_params()).items()}
@@ -58,7 +58,7 @@ def test_positions_differ_from_moco_v3s_by_the_order_of_halves():
 @pytest.mark.parametrize('class_token', [True, False])
 def test_the_final_level_is_what_follows_the_norm(class_token):
   pool = 'cls' if class_token else 'mean'
-  encoder = tiny(class_token=class_token, pool=pool)
+  encoder = tiny(depth=1, class_token=class_token, pool=pool)
   mask = random_masking(jax.random.key(0), (2, 3), batch=2, ratio=0.5)
   features = encode(encoder, tiny_params(), images(2, 8, 12, 3), mask=mask)
   final = features.final
