@@ -152,6 +152,32 @@ class TestAuthors:
     found = encode(got, z[f'{view}/x'].transpose(0, 2, 3, 1))
     assert_near(found.cls, z[f'{view}/y'])
 
+  def test_moco_v3_block_by_block(self, tmp_path):
+    z = np.load(GOLDENS / 'enc_mocov3_vit.npz')
+    root = 'state_dict.module.base_encoder.'
+    arrays = {root + k[2:]: z[k] for k in z.files if k.startswith('w/')}
+    got = load_encoder(write(tmp_path, arrays), num_heads=4, **RAW)
+    found = encode(got, z['in/x'].transpose(0, 2, 3, 1))
+    for i, level in enumerate(found.levels):
+      tokens = np.concatenate([level.prefix, level.tokens], axis=1)
+      assert_near(tokens, z[f'out/block{i}'])
+    assert_near(found.pooled, z['out/y'])
+
+  def test_moby_s_swin_before_and_after_merging(self, tmp_path):
+    """Microsoft's code; recorded as far as its second stage."""
+    z = np.load(GOLDENS / 'enc_swin.npz')
+    root = 'model.encoder.'
+    arrays = {root + k[2:]: z[k] for k in z.files if k.startswith('w/')}
+    width = z['out/stage1_premerge'].shape[-1]
+    for leaf, value in (('weight', 1.0), ('bias', 0.0)):
+      arrays[f'{root}norm.{leaf}'] = np.full(width, value, np.float32)
+    got = load_encoder(write(tmp_path, arrays), **RAW)
+    assert got.layout == 'Microsoft Swin'
+    found = encode(got, z['in/x'][:1].transpose(0, 2, 3, 1))
+    for i, level in enumerate(found.levels):
+      assert_near(level.tokens, z[f'out/stage{i}_premerge'])
+    assert_near(found.merged[0].tokens, z['out/stage0_out'])
+
   def test_openai_s_clip_is_hugging_face_s(self, tmp_path):
     arrays = openai(tensors_of('hf_clip'))
     path = write(tmp_path, {f'visual.{k}': v for k, v in arrays.items()})

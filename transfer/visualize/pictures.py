@@ -123,7 +123,8 @@ def reconstruction(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
   )
   if not drawn:
     raise LeftOutError(
-      f'{first.job.backbone.where} has no decoder: reconstructions need RePre'
+      f'{first.job.backbone.where} has no decoder: reconstructions need RePre '
+      'or a masked method'
     )
 
   def draw():
