@@ -116,6 +116,6 @@ def test_fit_is_a_central_crop_and_pillows_resize(photos, tmp_path):
 
 def test_unknown_data_set():
   with pytest.raises(
-    ValueError, match=r"'cifar'; did you mean 'cifar10'\? known: \['arrays'"
+    ValueError, match=r"'cifar'; did you mean 'cifar10'\? Known: photos, arrays"
   ):
     sources.load('cifar')
