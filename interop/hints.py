@@ -107,6 +107,8 @@ def _from_hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
 def _from_timm(config: Mapping[str, Any]) -> dict[str, Any]:
   found = {}
   arguments = config.get('model_args') or {}
+  if arguments.get('always_partition'):
+    raise ValueError('always_partition: windows here shrink to small maps')
   if heads := arguments.get('num_heads'):
     found['num_heads'] = heads
   if size := arguments.get('img_size'):

@@ -478,6 +478,10 @@ class TestErrors:
       ({'hidden_act': 'swish'}, "hidden_act 'swish' is none of gelu"),
       ({'image_size': 'large'}, 'cannot be read'),
       ({'vision_config': 3}, 'cannot be read'),
+      (
+        {'model_args': {'always_partition': True}},
+        'always_partition: windows here shrink',
+      ),
     ],
   )
   def test_a_config_that_cannot_be_meant(self, config, message):
