@@ -59,7 +59,12 @@ def load_encoder(path: Any, *, which: str = 'auto', **given: Any) -> Loaded:
     WeightsError: a file that cannot be read or holds no such encoder.
   """
   weights = open_weights(path)
+  given = {k: v for k, v in given.items() if v is not None}
   if own.is_own(weights):
+    if told := given.keys() - {'in_channels', 'window'}:
+      raise WeightsError(
+        f'{weights.path} says itself what config.weights.{min(told)} is for'
+      )
     return _adapted(_own(weights), given)
   fit = recognise(weights, which=which, given=given)
   params = {
@@ -123,7 +128,11 @@ def _adapted(loaded: Loaded, given: Mapping[str, Any]) -> Loaded:
     spec |= _statistics(spec, channels)
     params[PATCHES] = adapt_channels(params[PATCHES], channels)
   window = given.get('window')
-  if window and window != spec.get('window', window):
+  if window and 'window' not in spec:
+    raise WeightsError(
+      f'config.weights.window={window} is for a Swin: {loaded.said}'
+    )
+  if window and window != spec['window']:
     changes.append(f'windows of {spec["window"]} turned into {window}')
     for name in [n for n in params if n.endswith('/position_bias')]:
       params[name] = adapt_table(params[name], spec['window'], window)

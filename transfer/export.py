@@ -1,5 +1,6 @@
 """A trained encoder written for other libraries."""
 
+import functools
 import json
 import sys
 import time
@@ -60,7 +61,7 @@ def export(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
     path = folder / name / f'model.{"npz" if name == NPZ else "safetensors"}'
     if name == NPZ:
       arrays = own.own_names(backbone.params, metadata)
-      distributed.on_lead(lambda p=path, a=arrays: _npz(p, a))
+      distributed.on_lead(functools.partial(_npz, path, arrays))
     else:
       made = ready[name]
       notes += [f'{name}: {note}' for note in made.notes]
@@ -69,10 +70,9 @@ def export(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
       }
       if made.config is not None:
         beside['config.json'] = made.config
+      told = dict(metadata, layout=name)
       distributed.on_lead(
-        lambda p=path, m=made, b=beside, n=name: _write(
-          p, m.tensors, dict(metadata, layout=n), b
-        )
+        functools.partial(_write, path, made.tensors, told, beside)
       )
     files.append(str(path))
   if jax.process_index() == 0:

@@ -177,6 +177,13 @@ class TestOwn:
     for name, x in params.items():
       np.testing.assert_array_equal(again.params[name], x)
 
+  def test_says_itself_what_others_are_asked(self, tmp_path):
+    encoder = TINY['vit']
+    arrays = own.own_names(drawn(encoder), own.about(own.spec_of(encoder), {}))
+    write_npz(tmp_path / 'model.npz', arrays)
+    with pytest.raises(WeightsError, match='config.weights.num_heads is for'):
+      load_encoder(tmp_path / 'model.npz', num_heads=4, window=None)
+
   def test_without_a_word_on_the_encoder(self, tmp_path):
     write_npz(tmp_path / 'model.npz', drawn(TINY['vit']))
     with pytest.raises(WeightsError, match='does not say which encoder'):

@@ -397,6 +397,10 @@ class TestChanges:
     # The middle, no offset at all, is where it was.
     np.testing.assert_allclose(new[112], old[24], rtol=1e-5)
 
+  def test_windows_are_for_swin(self):
+    with pytest.raises(WeightsError, match='weights.window=8 is for a Swin'):
+      loaded('hf_vit', window=8)
+
   def test_what_the_user_says_comes_first(self):
     got = loaded('hf_vit', num_heads=4, norm_epsilon=1e-5, activation='gelu')
     assert (got.spec['num_heads'], got.spec['norm_epsilon']) == (4, 1e-5)
