@@ -16,6 +16,7 @@ DECODER_WIDTH = dict(
   vit_s=128,
   vit_b=256,
   vit_l=384,
+  vit_h=512,
   swin_mini=(48, 24, 12),
   swin_t=(128, 64, 32),
   swin_s=(128, 64, 32),

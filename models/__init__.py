@@ -6,20 +6,20 @@ import re
 
 from flax import linen as nn
 
-from models import convvit, swin, vit
+from models import convvit, sizes, swin, vit
 
 # Words that a patch size follows: vit_s of vit_s16.
 PATCHED = {
   f'vit_{size}': functools.partial(vit.ViT, **fields)
-  for size, fields in vit.VARIANTS.items()
+  for size, fields in sizes.VIT.items()
 }
 # Words that are complete; their patch size is a field like others.
 COMPLETE = {
   f'swin_{size}': functools.partial(swin.Swin, **fields)
-  for size, fields in swin.VARIANTS.items()
+  for size, fields in sizes.SWIN.items()
 } | {
   f'convvit_{size}': functools.partial(convvit.ConvViT, **fields)
-  for size, fields in convvit.VARIANTS.items()
+  for size, fields in sizes.CONVVIT.items()
 }
 # Nothing preset: for encoders that come with all their fields (`interop`).
 BARE = {'vit': vit.ViT, 'swin': swin.Swin, 'convvit': convvit.ConvViT}

@@ -22,16 +22,6 @@ from models.initializers import (
 from models.masking import Mask, check_mask
 from models.posemb import sincos_2d
 
-# S and B as published. Mini is for 32-px images: maps of 16, 8 and 8, so that
-# the last stage has the grid of vit_mini4.
-VARIANTS = {
-  'mini': dict(
-    patch_sizes=(2, 2, 1), widths=(32, 64, 96), depths=(1, 1, 4), num_heads=3
-  ),
-  's': dict(widths=(128, 256, 384), depths=(2, 2, 11), num_heads=6),
-  'b': dict(widths=(256, 384, 768), depths=(2, 2, 11), num_heads=12),
-}
-
 
 class ConvViT(nn.Module):
   """ConvMAE's hybrid encoder (Gao et al., arXiv:2205.03892).
@@ -102,6 +92,11 @@ class ConvViT(nn.Module):
     return math.prod(self.patch_sizes)
 
   @property
+  def cell(self) -> int:
+    """Side in pixels of a cell of a mask."""
+    return self.patch_size
+
+  @property
   def width(self) -> int:
     """Width of the tokens of the last stage."""
     return self.widths[-1]
@@ -159,6 +154,7 @@ class ConvViT(nn.Module):
     cuts = {layers.resolve(i, len(self.strides), 'cuts', 'level') for i in cuts}
     maps = self._resolve_attention(attention)
     grid = tuple(side // self.patch_size for side in x.shape[1:3])
+    mask = mask and mask.rows(len(x))
     x = patches.normalize(x, self.mean, self.std)
     x = conv_blocks.take(x, mask, self.patch_size)
     levels, kept, weights = [], [], {}

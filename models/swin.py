@@ -14,22 +14,6 @@ from models.masking import Mask
 from models.swin_blocks import EPSILON, PatchMerging, SwinBlock
 from models.windows import PADDINGS, Windows
 
-# T to L as published, 32 channels per head. Mini is for 32-px images: with
-# patch 2 its maps are 16, 8, 4 and 2 wide.
-VARIANTS = {
-  'mini': dict(
-    patch_size=2,
-    width=32,
-    depths=(2, 2, 2, 2),
-    num_heads=(1, 2, 4, 8),
-    window=4,
-  ),
-  't': dict(width=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
-  's': dict(width=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
-  'b': dict(width=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
-  'l': dict(width=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
-}
-
 
 def _level(x: jax.Array) -> Level:
   """A map [b, h, w, d] as a level without a prefix."""
@@ -115,6 +99,11 @@ class Swin(nn.Module):
   def strides(self) -> tuple[int, ...]:
     """Pixels per token along a side, for every level."""
     return tuple(self.patch_size * 2**i for i in range(len(self.depths)))
+
+  @property
+  def cell(self) -> int:
+    """Side in pixels of a cell of a mask: a token of the last stage."""
+    return self.strides[-1]
 
   @nn.compact
   def __call__(

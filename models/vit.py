@@ -10,20 +10,10 @@ from flax import linen as nn
 from models import layers, patches
 from models.features import Features, Level
 from models.initializers import NORMAL_02, VIT_INITS
-from models.masking import Mask, check_mask
+from models.masking import Mask, MaskToken, check_mask
 from models.posemb import resample, sincos_2d
 from models.relative import RELATIVE, RelativePositions
 
-# Ti is the extrapolation that solo-learn uses: 12 heads like MoCo v3's S and B
-# (DINO's Ti has 3 and its S has 6). Mini is for 32-px images and patch 4; three
-# heads of 32 are faster on a CPU than four of 24.
-VARIANTS = {
-  'mini': dict(width=96, depth=6, num_heads=3),
-  'ti': dict(width=192, depth=12, num_heads=12),
-  's': dict(width=384, depth=12, num_heads=12),
-  'b': dict(width=768, depth=12, num_heads=12),
-  'l': dict(width=1024, depth=24, num_heads=16),
-}
 POOLS = ('cls', 'mean', 'norm_mean')
 POSITIONS = ('sincos', 'learned', 'none', 'mae_sincos')
 
@@ -49,8 +39,9 @@ class ViT(nn.Module):
   `registers` [1, r, d], with learned positions `pos_embed` [1, prefix + h * w,
   d] with those of the first tokens first, `position_bias`
   (`RelativePositions`), `norm_pre`, `block_i` (norm1, attention/{query, key,
-  value, out}, layer_scale1, norm2, mlp/{fc1, fc2}, layer_scale2), `norm` and
-  `projection` [d, e]; what the fields leave out is not there. All are float32.
+  value, out}, layer_scale1, norm2, mlp/{fc1, fc2}, layer_scale2), `norm`,
+  `projection` [d, e] and `mask_token`; what fields leave out is not there. All
+  are float32.
 
   Attributes:
     patch_size: side of a patch in pixels.
@@ -72,24 +63,24 @@ class ViT(nn.Module):
     remat: recompute each block in the backward pass to save memory.
     dtype: 'float32' or 'bfloat16': products and residual stream.
     attention_impl: 'auto', 'einsum', 'xla' or 'cudnn'; see `Attention`.
-    mean: per-channel image mean, or one number for all; None is ImageNet's for
-      three channels and 0.5 otherwise.
+    mean: per-channel image mean, or one number; None: `patches.per_channel`.
     std: the same for the standard deviation.
-    class_token: whether there is a CLS token. It and what follows differ from
-      the default in weights of others (`interop`).
-    registers: further tokens that stand for no patch, after CLS (Darcet et al.,
-      arXiv:2309.16588); a distilled DeiT's second token is one with a position.
+    class_token: whether there is one. It and what follows differ from the
+      default in weights of others (`interop`).
+    registers: more tokens of no patch, after CLS (Darcet et al., 2309.16588); a
+      distilled DeiT's second token is one with a position.
     positions_prefix: how many of the first tokens have a learned position.
     relative: 'none', or biases by relative position, 'shared' by all blocks or
       one table for each 'block'; see `RelativePositions`.
     pre_norm: LayerNorm before the first block (CLIP).
-    mlp: 'gelu', 'gelu_tanh', 'quick_gelu' (CLIP) or 'swiglu' (DINOv2); see
-      `layers.Mlp`.
+    mlp: its kind; CLIP has 'quick_gelu', DINOv2 'swiglu'; see `layers.Mlp`.
     biases: which of query, key and value have a bias, by first letter.
     patch_bias: whether the patch embedding has one.
     layer_scale: what learned factors of both branches start with; 0: none.
     norm_epsilon: of every LayerNorm.
     projection: width of a last linear map of `pooled`, 0 for none (CLIP).
+    mask_token: a mask puts a learned vector in the place of patches, which stay
+      (SimMIM, BEiT); positions are added after it.
   """
 
   patch_size: int = 16
@@ -121,16 +112,22 @@ class ViT(nn.Module):
   layer_scale: float = 0.0
   norm_epsilon: float = 1e-6
   projection: int = 0
+  mask_token: bool = False
 
   @property
   def depths(self) -> tuple[int, ...]:
-    """Blocks of each stage, as Swin's: there is one."""
+    """Blocks of each stage, of which there is one."""
     return (self.depth,)
 
   @property
   def strides(self) -> tuple[int, ...]:
     """Pixels per token along a side, for every level."""
     return (self.patch_size,) * self.depth
+
+  @property
+  def cell(self) -> int:
+    """Side in pixels of a cell of a mask."""
+    return self.patch_size
 
   @property
   def native_grid(self) -> tuple[int, int]:
@@ -158,7 +155,7 @@ class ViT(nn.Module):
     Args:
       x: images in [0, 1], [b, H, W, c] float.
       mask: hides patches; only `mask.visible` enter the blocks, and every
-        level reports them as its index.
+        level reports them as its index (but see `mask_token`).
       cuts: blocks (0-based; negative from the end) after which the stream is
         stop-gradiented, while the level reported there is not.
       attention: blocks whose attention weights are wanted.
@@ -177,7 +174,8 @@ class ViT(nn.Module):
     cuts = {layers.resolve(i, self.depth, 'cuts') for i in cuts}
     maps = {i: layers.resolve(i, self.depth, 'attention') for i in attention}
     grid = tuple(side // self.patch_size for side in x.shape[1:3])
-    index = None if mask is None else mask.visible
+    mask = mask and mask.rows(len(x))
+    index = None if mask is None or self.mask_token else mask.visible
     biases = self._biases(grid, index)
     x = self._embed(x, mask)
     dtype = layers.compute_dtype(self.dtype)
@@ -240,7 +238,7 @@ class ViT(nn.Module):
     x = patches.patchify(x, self.patch_size)
     at_prefix, positions = self._positions(x.shape[1:3])
     x = rearrange(x, 'b h w f -> b (h w) f')
-    if mask is not None:
+    if mask is not None and not self.mask_token:
       # Choosing patches before embedding them is the same as choosing tokens
       # after it, without the work for the hidden ones.
       x = jnp.take_along_axis(x, mask.visible[:, :, None], axis=1)
@@ -254,6 +252,8 @@ class ViT(nn.Module):
       use_bias=self.patch_bias,
       name='patch_embed',
     )(x)
+    if self.mask_token:
+      x = MaskToken(name='mask_token')(x, mask)
     x = x + positions.astype(dtype)
     start = VIT_INITS[self.init_scheme].cls
     sizes = dict(cls=int(self.class_token), registers=self.registers)

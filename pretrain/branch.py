@@ -24,7 +24,8 @@ def weights(mask: Mask | None, grid: tuple[int, int], on: str) -> jax.Array:
 
   Args:
     mask: of the view; None where nothing is hidden.
-    grid: (h, w) in patches.
+    grid: (h, w) of the prediction: finer or coarser than the mask's, whose
+      cells then count by the part of a place that they cover.
     on: 'all', 'masked' (hidden patches) or 'visible'.
 
   Returns:
@@ -32,8 +33,8 @@ def weights(mask: Mask | None, grid: tuple[int, int], on: str) -> jax.Array:
   """
   if on == 'all':
     return jnp.ones((1, *grid), jnp.float32)
-  hidden = mask.hidden if on == 'masked' else ~mask.hidden
-  return hidden.reshape(-1, *grid).astype(jnp.float32)
+  hidden = mask.share(grid)
+  return hidden if on == 'masked' else 1 - hidden
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

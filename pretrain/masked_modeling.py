@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import repeat
 
 from models.features import Features
 from models.masking import Mask
@@ -80,7 +79,7 @@ class MaskedModeling:
     return given(params, initial), {}
 
   def _mask(self, rng, images: jax.Array) -> Mask:
-    grid = tuple(side // self.encoder.patch_size for side in images.shape[1:3])
+    grid = tuple(side // self.encoder.cell for side in images.shape[1:3])
     return self.masking(named_key(rng, 'mask'), grid, batch=images.shape[0])
 
   def _encode(self, encoder, images, mask, noise=None) -> Features:
@@ -154,6 +153,4 @@ class MaskedModeling:
 
   def _pixels(self, mask: Mask, images: jax.Array) -> jax.Array:
     """Which pixels are hidden, [b, H, W, 1]."""
-    side = self.encoder.patch_size
-    hidden = mask.hidden.reshape(len(images), images.shape[1] // side, -1)
-    return repeat(hidden, 'b h w -> b (h p) (w q) 1', p=side, q=side)
+    return mask.share(images.shape[1:3])[..., None] > 0

@@ -24,7 +24,7 @@ import models
 from configs import common
 from configs.data import DATA
 from input_pipeline.views import View
-from models.vit import VARIANTS
+from models import sizes
 from pretrain.methods import from_config
 from training import loop, optim
 from training.checkpoint import CheckpointError
@@ -388,7 +388,7 @@ class TestConfigs:
 
   def test_words_name_encoders(self):
     assert set(common.ENCODERS) <= set(models.ENCODERS)
-    assert {f'vit_{size}' for size in VARIANTS} <= set(common.ENCODERS)
+    assert {f'vit_{size}' for size in sizes.VIT} <= set(common.ENCODERS)
 
   @pytest.mark.parametrize('name, words', LOADED)
   def test_every_config_has_the_common_fields(self, name, words):

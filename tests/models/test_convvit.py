@@ -15,8 +15,8 @@ from tiny_vit import (
   largest,
 )
 
-from models import ENCODERS, make_encoder
-from models.convvit import VARIANTS, ConvViT
+from models import ENCODERS, make_encoder, sizes
+from models.convvit import ConvViT
 from models.depthwise import depthwise
 from models.masking import Mask, mask_from_noise
 
@@ -52,7 +52,7 @@ def tiny_params():
 
 def random_mask(batch, keep, seed=0):
   noise = jax.random.uniform(jax.random.key(seed), (batch, 12))
-  return mask_from_noise(noise, keep)
+  return mask_from_noise(noise, keep, (4, 3))
 
 
 def shapes(encoder, size):
@@ -73,7 +73,7 @@ def test_parameter_counts(size):
 
 
 def test_every_variant_has_a_golden_size():
-  assert set(SIZES) == set(VARIANTS)
+  assert set(SIZES) == set(sizes.CONVVIT)
   assert {f'convvit_{size}' for size in SIZES} <= set(ENCODERS)
   # B by hand. A block of a convolution stage: two norms, two d x d, the 5 x 5,
   # an MLP of ratio 4. One that attends has four d x d instead.
@@ -182,7 +182,7 @@ def test_every_visible_cell_matters(masked):
   for cell in range(12):
     here = np.zeros((1, 12), bool)
     here[0, cell] = True
-    here = pixels_of(Mask(here, None)) & ~hidden
+    here = pixels_of(Mask(here, None, (4, 3))) & ~hidden
     changed = call(jnp.where(here, 1 - x, x), mask)
     rows = here.any(axis=(1, 2, 3))
     for a, b in zip(changed.levels, features.levels, strict=True):
@@ -386,7 +386,7 @@ def test_depthwise_is_a_convolution_of_each_channel(side):
 
 # Errors.
 
-UNFIT = Mask(jnp.ones((2, 16), bool), jnp.zeros((2, 1), jnp.int32))
+UNFIT = Mask(jnp.ones((2, 16), bool), jnp.zeros((2, 1), jnp.int32), (4, 4))
 
 
 @pytest.mark.parametrize(

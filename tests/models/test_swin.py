@@ -10,9 +10,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny_swin import tiny, tiny_params
 from tiny_vit import assert_close, count, encode, gradient, images, largest
 
-from models import ENCODERS, make_encoder
+from models import ENCODERS, make_encoder, sizes
 from models.masking import Mask
-from models.swin import VARIANTS
 
 SIZES = {
   'mini': 2_277_726,
@@ -49,7 +48,7 @@ def test_parameter_counts(size):
 
 
 def test_every_variant_has_a_golden_size():
-  assert set(SIZES) == set(VARIANTS)
+  assert set(SIZES) == set(sizes.SWIN)
   assert {f'swin_{size}' for size in SIZES} <= set(ENCODERS)
   # As published, without the head of 1,000 classes.
   millions = [round(SIZES[size] / 1e6, 1) for size in 'tsbl']
@@ -323,7 +322,11 @@ GOOD = (2, 8, 8, 3)
     (
       {},
       GOOD,
-      {'mask': Mask(jnp.ones((2, 16), bool), jnp.zeros((2, 1), jnp.int32))},
+      {
+        'mask': Mask(
+          jnp.ones((2, 16), bool), jnp.zeros((2, 1), jnp.int32), (4, 4)
+        )
+      },
       'whole images only: call it without a mask',
     ),
   ],

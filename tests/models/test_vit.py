@@ -16,12 +16,12 @@ from tiny_vit import (
   tiny_params,
 )
 
-from models import ENCODERS, make_encoder
+from models import ENCODERS, make_encoder, sizes
 from models.masking import Mask
-from models.vit import VARIANTS
 
 # Patch 16 and RGB, mini with patch 4; positions are no parameters.
 SIZES = {
+  'h': 630_666_240,
   'mini': 676_032,
   'ti': 5_486_592,
   's': 21_590_016,
@@ -48,7 +48,7 @@ def test_parameter_counts(size):
 
 
 def test_every_variant_has_a_golden_size():
-  assert set(SIZES) == set(VARIANTS)
+  assert set(SIZES) == set(sizes.VIT)
   assert {f'vit_{size}' for size in SIZES} <= set(ENCODERS)
 
 
@@ -56,7 +56,7 @@ def test_every_variant_has_a_golden_size():
   'size, millions', [('ti', 5.52), ('s', 21.67), ('b', 85.80)]
 )
 def test_counts_are_the_published_ones_with_positions(size, millions):
-  positions = (14 * 14 + 1) * VARIANTS[size]['width']
+  positions = (14 * 14 + 1) * sizes.VIT[size]['width']
   assert round((SIZES[size] + positions) / 1e6, 2) == millions
 
 
@@ -185,7 +185,11 @@ GOOD = (2, 8, 8, 3)
     (
       {},
       GOOD,
-      {'mask': Mask(jnp.ones((2, 9), bool), jnp.zeros((2, 1), jnp.int32))},
+      {
+        'mask': Mask(
+          jnp.ones((2, 9), bool), jnp.zeros((2, 1), jnp.int32), (3, 3)
+        )
+      },
       r'mask is \[2, 9\], the images have \[2, 4\] patches',
     ),
   ],

@@ -80,7 +80,7 @@ def test_branch_counts_where_it_should(features, images, on):
   hidden = np.zeros((4, 6), bool)
   hidden[:, :2] = True
   hidden[0] = ~hidden[0]  # rows may hide different numbers here
-  mask = Mask(hidden=jnp.array(hidden), visible=jnp.zeros((4, 4), jnp.int32))
+  mask = Mask(jnp.array(hidden), jnp.zeros((4, 4), jnp.int32), (2, 3))
   b = pixels_branch(on=on)
   params = b.init(jax.random.key(1), features)
   error = np.abs(b.predict(params, features) - b.target(images)).mean(-1)

@@ -209,7 +209,7 @@ def guided(rng, grid, hints, *, batch, ratio):
   """Hides the patches that the teacher's CLS token attends to most."""
   n = grid[0] * grid[1]
   ties = 1e-6 * jax.random.uniform(rng, (batch, n))
-  return mask_from_noise(hints + ties, int(n * (1 - ratio)))
+  return mask_from_noise(hints + ties, int(n * (1 - ratio)), grid)
 
 
 @dataclasses.dataclass(frozen=True)
