@@ -63,6 +63,25 @@ class Features:
   merged: tuple[Level, ...] = ()
   attention: dict[int, jax.Array] = struct.field(default_factory=dict)
 
+  def tap(self, where: int | str) -> Level:
+    """One of all these by name.
+
+    Args:
+      where: number of a level; 'merged_i' for `merged[i]`; 'final'.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if where == 'final':
+      return self.final
+    merged = {f'merged_{i}': level for i, level in enumerate(self.merged)}
+    if where in merged:
+      return merged[where]
+    if where not in range(-len(self.levels), len(self.levels)):
+      known = (f'0 to {len(self.levels) - 1}', 'final', *merged)
+      raise ValueError(f'no level {where!r}; known: {", ".join(known)}')
+    return self.levels[where]
+
   @property
   def final(self) -> Level:
     """What follows the final norm, CLS and patches, as a level; float32."""

@@ -42,14 +42,16 @@ class Branch:
   """One prediction and its error.
 
   Attributes:
-    levels: which of `features.levels` the decoder gets, shallow to deep;
-      'final' is what follows the encoder's final norm (`Features.final`).
+    levels: which levels the decoder gets, shallow to deep, as names of
+      `Features.tap`; 'final' is what follows the encoder's final norm.
     decoder: a module: (levels as maps, or as `Level`s where a mask hid
       tokens) -> [b, h, w, f].
     target: what is predicted, [b, h, w, f], as a function of the view [b, H,
       W, c] in [0, 1] or of whatever else `loss` is given in its place.
     error: (prediction, target) -> [b, h, w].
     on: where the error counts: 'all', 'masked' or 'visible'.
+    source: what the target is computed from: 'images', or the name of a teacher
+      (`MaskedModeling.teachers`), whose features it is then given.
     chunks: into how many parts the batch is cut (decoders see one example at
       a time).
   """
@@ -59,6 +61,7 @@ class Branch:
   target: Callable[[jax.Array], jax.Array]
   error: Callable[[jax.Array, jax.Array], jax.Array] = absolute_error
   on: str = 'all'
+  source: str = 'images'
   chunks: int = 1
 
   def __post_init__(self):
@@ -67,10 +70,7 @@ class Branch:
 
   def inputs(self, features: Features) -> tuple[Any, ...]:
     """What the decoder is called with: maps, or levels with an index."""
-    taps = [
-      features.final if i == 'final' else features.levels[i]
-      for i in self.levels
-    ]
+    taps = [features.tap(where) for where in self.levels]
     return tuple(t.map() if t.index is None else t for t in taps)
 
   def init(self, rng: jax.Array, features: Features) -> Any:

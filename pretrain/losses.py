@@ -238,6 +238,37 @@ def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
   return jnp.mean(jnp.square(difference), axis=-1)
 
 
+def smooth_l1(prediction: jax.Array, target: jax.Array) -> jax.Array:
+  """Twice the smooth L1 distance with β = 1, mean over the last axis.
+
+  Like `squared_error` near 0 and like twice the absolute one beyond 1
+  (MaskAlign's `2 · smooth_l1`, Xue et al., 2023).
+
+  Args:
+    prediction: [..., f].
+    target: [..., f].
+
+  Returns:
+    [...] float32.
+  """
+  distance = jnp.abs(prediction.astype(jnp.float32) - target)
+  near = jnp.square(distance)
+  return jnp.where(distance < 1, near, 2 * distance - 1).mean(axis=-1)
+
+
+def cosine_distance(prediction: jax.Array, target: jax.Array) -> jax.Array:
+  """2 − 2 cos over the last axis (MILAN, Hou et al., 2022).
+
+  Args:
+    prediction: [..., f].
+    target: [..., f].
+
+  Returns:
+    [...] float32, 0 to 4.
+  """
+  return 2 - 2 * jnp.sum(normalize(prediction) * normalize(target), axis=-1)
+
+
 def _similarity(x: jax.Array, y: jax.Array) -> jax.Array:
   """X yᵀ of normalised rows, float32."""
   # A product in bfloat16 passes would be an error of 1e-2 / τ in the logits.

@@ -11,6 +11,9 @@ from models.features import Features
 from models.masking import Mask
 from pretrain import collapse
 from pretrain.branch import Branch
+from pretrain.frozen import Frozen
+from pretrain.mimic import Mimic
+from pretrain.pictures import masked_picture
 from pretrain.teacher import select_encoder
 from training.chunking import in_chunks
 from training.optim import Rules
@@ -20,37 +23,54 @@ from training.state import Aux, Figure
 from training.warm_start import given
 
 VIEW = 'view1'
-GREY = 0.5  # of hidden patches in figures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedModeling:
   """One view, one mask, and branches on what the encoder makes of the rest.
 
-  The loss is the sum of the branches' mean errors. All work is per example and
-  is done in chunks; a mask depends on (rng, row) alone, so that neither chunks
-  nor devices nor hosts change what is hidden.
+  The loss is the weighted sum of the branches' mean errors. All work is per
+  example and is done in chunks; a mask depends on (rng, row) and on what a
+  guide says of that row alone, so that neither chunks nor devices nor hosts
+  change what is hidden.
 
-  Parameters: `encoder`, and those of every branch's decoder under its name.
+  Parameters: `encoder`, those of every branch's decoder under its name, and
+  `neck` where there is one; method_state: `teachers` by name, where there are
+  any.
 
   Attributes:
     encoder: an encoder that takes masks.
-    masking: (rng, grid, batch=b) -> Mask.
+    masking: (rng, grid, hints, batch=b) -> Mask.
     branches: what is predicted and from where, by name.
     recipe: rates, decay, clipping.
+    weights: factors of the branches' errors, by name; 1 where nothing is said.
+    cuts: after which blocks or stages no gradient flows back (LocalMIM's
+      isolated segments); see the encoder.
+    neck: a module (Features) -> Features between encoder and branches, or None.
+    teachers: frozen encoders whose features branches predict, by name.
+    guide: the teacher whose attention the masking gets as hints, or None.
+    copies: masks per image; a masking that returns several rows for each image,
+      one after the other (`partition_masking`).
     chunks: into how many parts the batch is cut.
-    drawn: the branch whose predictions figures show; its target can `restore`.
+    drawn: the branches whose predictions figures show; their targets can
+      `restore`.
   """
 
   encoder: Any
   masking: Callable[..., Mask]
-  branches: Mapping[str, Branch]
+  branches: Mapping[str, Branch | Mimic]
   recipe: Recipe
+  weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  cuts: tuple[int, ...] = ()
+  neck: Any = None
+  teachers: Mapping[str, Frozen] = dataclasses.field(default_factory=dict)
+  guide: str | None = None
+  copies: int = 1
   chunks: int = 1
-  drawn: str = 'decoder'
+  drawn: tuple[str, ...] = ('decoder',)
 
   def init(self, rng, batch, initial=None) -> tuple[Any, Any]:
-    """Parameters, see the class; there is no other state.
+    """Parameters and teachers, see the class.
 
     Args:
       rng: a key.
@@ -58,7 +78,7 @@ class MaskedModeling:
       initial: {parameter path: array} that replaces what was drawn.
 
     Returns:
-      params and an empty method_state.
+      params and method_state; teachers are drawn, for the caller to replace.
 
     Raises:
       ValueError: other views than the one.
@@ -70,49 +90,106 @@ class MaskedModeling:
         f'{views}: change config.views'
       )
     images = batch[VIEW][:1]
-    mask = self._mask(rng, images)
+    teachers = {
+      name: teacher.init(named_key(rng, f'teacher {name}'), images)
+      for name, teacher in self.teachers.items()
+    }
+    _, mask, images, _ = self._given(dict(teachers=teachers), images, rng)
     encoder = self.encoder.init(named_key(rng, 'encoder'), images, mask)
-    features = self._encode(encoder['params'], images, mask)
     params = dict(encoder=encoder['params'])
+    features = self._apply(params, images, mask)
+    if self.neck is not None:
+      neck = self.neck.init(named_key(rng, 'neck'), features)
+      params['neck'] = neck['params']
+      features = self._necked(params, features)
     for name, branch in self.branches.items():
       params[name] = branch.init(named_key(rng, name), features)
-    return given(params, initial), {}
+    state = dict(teachers=teachers) if teachers else {}
+    return given(params, initial), state
 
-  def _mask(self, rng, images: jax.Array) -> Mask:
-    grid = tuple(side // self.encoder.cell for side in images.shape[1:3])
-    return self.masking(named_key(rng, 'mask'), grid, batch=images.shape[0])
+  def _given(self, method_state, images, rng):
+    """What a step works on, by row: sources, mask, images, noise.
 
-  def _encode(self, encoder, images, mask, noise=None) -> Features:
-    return self.encoder.apply({'params': encoder}, images, mask, noise=noise)
+    Sources are what targets are computed from, by name.
+    """
+    b, size = len(images), images.shape[1:3]
+    grid = tuple(side // self.encoder.cell for side in size)
+    said, hints = self._taught(method_state, images, grid)
+    mask = self.masking(named_key(rng, 'mask'), grid, hints, batch=b)
+    if self.copies > 1:
+      # Rows of one image stay together, and so on their device.
+      images, said = jax.tree.map(
+        lambda x: jnp.repeat(x, self.copies, axis=0), (images, said)
+      )
+    noise = drop_path_noise(self.encoder, rng, len(images))
+    return dict(said, images=images), mask, images, noise
+
+  def _taught(self, method_state, images, grid):
+    """What the teachers say of every cell, by name, and the guide's hints."""
+    said, hints = {}, None
+    for name, teacher in self.teachers.items():
+      params = jax.lax.stop_gradient(method_state['teachers'][name])
+
+      def ask(images, teacher=teacher, params=params, name=name):
+        guides = name == self.guide
+        return teacher(params, images, grid, with_saliency=guides)
+
+      said[name], saliency = in_chunks(ask, self.chunks, images)
+      hints = saliency if name == self.guide else hints
+    return jax.lax.stop_gradient((said, hints))
+
+  def _apply(self, params, images, mask, noise=None) -> Features:
+    return self.encoder.apply(
+      {'params': params['encoder']}, images, mask, cuts=self.cuts, noise=noise
+    )
+
+  def _necked(self, params, features: Features) -> Features:
+    if self.neck is None:
+      return features
+    return self.neck.apply({'params': params['neck']}, features)
+
+  def encode(self, params, images, mask, noise=None) -> Features:
+    """What branches read: of the visible patches, after the neck."""
+    return self._necked(params, self._apply(params, images, mask, noise))
 
   def loss(self, params, method_state, batch, rng, step) -> tuple[Any, Aux]:
     """The sum of the branches' errors; features are of the visible patches."""
-    del method_state, step
-    images = batch[VIEW]
-    mask = self._mask(rng, images)
-    noise = drop_path_noise(self.encoder, rng, images.shape[0])
+    del step
+    given = self._given(method_state, batch[VIEW], rng)
+    sources, mask, images, noise = given
+    # One mask for all has no rows to be dealt out to chunks.
+    shared = mask if len(mask.hidden) != len(images) else None
 
-    def run(images, mask, noise):
-      features = self._encode(params['encoder'], images, mask, noise)
+    def run(sources, own, images, noise):
+      mask = shared or own
+      features = self.encode(params, images, mask, noise)
       errors = {
-        name: branch.errors(params[name], features, images)
+        name: branch.errors(params[name], features, sources[branch.source])
         for name, branch in self.branches.items()
       }
       return features, errors
 
-    features, errors = in_chunks(run, self.chunks, images, mask, noise)
+    own = None if shared else mask
+    features, errors = in_chunks(run, self.chunks, sources, own, images, noise)
     losses = {
-      f'loss_{name}': branch.mean(errors[name], mask)
+      name: branch.mean(errors[name], mask)
       for name, branch in self.branches.items()
     }
     # Nothing asks for features that are apart, and CLS stays almost the same
     # for all images: of the signs of collapse only the rank means something.
     rank = collapse.monitor(features.pooled)['effective_rank']
-    return sum(losses.values()), Aux(
-      metrics=losses | dict(effective_rank=rank),
+    if self.copies > 1:  # one row per image, as its label
+      features = jax.tree.map(lambda x: x[:: self.copies], features)
+    metrics = {f'loss_{name}': loss for name, loss in losses.items()}
+    return self.total(losses), Aux(
+      metrics=metrics | dict(effective_rank=rank),
       features={VIEW: features},
-      images={VIEW: images},
+      images={VIEW: batch[VIEW]},
     )
+
+  def total(self, losses: Mapping[str, jax.Array]) -> jax.Array:
+    """The weighted sum."""
+    return sum(self.weights.get(n, 1.0) * loss for n, loss in losses.items())
 
   def after_update(self, params, method_state, aux, step) -> Any:
     """There is nothing to update."""
@@ -124,33 +201,32 @@ class MaskedModeling:
     return self.recipe.rules()
 
   def encoder_params(self, params, method_state, which='student') -> Any:
-    """The encoder; there is no teacher."""
+    """The encoder; frozen teachers are not the method's to give away."""
+    if which == 'teacher':
+      raise ValueError(
+        "masked modelling has no moving teacher: set which='student'"
+      )
     return select_encoder(params, method_state, which)
 
   def figures(self, params, method_state, batch) -> dict[str, Figure]:
     """Input, what the encoder sees, and predictions in the hidden places.
 
-    The masks are the same at every step, so that pictures can be compared.
+    The masks are the same at every step, so that pictures can be compared; a
+    guide's follow its attention. Of several masks the first is shown.
     """
-    del method_state
     images = batch[VIEW].astype(jnp.float32)
-    mask = self._mask(jax.random.key(0), images)
-    features = self._encode(params['encoder'], images, mask)
-    branch = self.branches[self.drawn]
-    prediction = branch.predict(params[self.drawn], features)
-    rebuilt = jnp.clip(branch.target.restore(prediction, images), 0, 1)
-    hidden = self._pixels(mask, images)
-    cells = [
-      images,
-      jnp.where(hidden, GREY, images),
-      jnp.where(hidden, rebuilt, images),
-    ]
-    grid = Figure(
-      images=jnp.stack(cells, axis=1),
-      columns=('input', 'visible', 'reconstruction'),
+    rng = jax.random.key(0)
+    _, mask, copies, _ = self._given(method_state, images, rng)
+    features = self.encode(params, copies, mask)
+    predictions = {
+      name: self.branches[name].predict(params[name], features)
+      for name in self.drawn
+    }
+    mask = mask.rows(len(copies))
+    mask, predictions = jax.tree.map(
+      lambda x: x[:: self.copies], (mask, predictions)
     )
-    return dict(reconstruction=grid)
-
-  def _pixels(self, mask: Mask, images: jax.Array) -> jax.Array:
-    """Which pixels are hidden, [b, H, W, 1]."""
-    return mask.share(images.shape[1:3])[..., None] > 0
+    targets = {name: self.branches[name].target for name in self.drawn}
+    return dict(
+      reconstruction=masked_picture(images, mask, predictions, targets)
+    )

@@ -12,7 +12,7 @@ from training import optim, sharding
 from training.protocols import Data, Method
 from training.rng import named_key, step_key
 from training.state import TrainState, named_leaves
-from training.warm_start import matching
+from training.warm_start import given, matching
 
 
 def make_train_step(
@@ -78,11 +78,21 @@ class Run:
     method: what is learned.
     data: where batches come from.
     initial: {parameter path: array} to start from instead of a fresh draw.
-    what: names where they come from, in messages.
+    frozen: {path: array} of the method_state that does not start from a draw:
+      frozen teachers.
+    what: names where `initial` comes from, in messages.
   """
 
   def __init__(
-    self, config, *, mesh, method, data, initial=None, what='initial'
+    self,
+    config,
+    *,
+    mesh,
+    method,
+    data,
+    initial=None,
+    frozen=None,
+    what='initial',
   ):
     sharding.check_batch(config.batch_size, mesh, config.chunks)
     if config.log_every < 1:
@@ -96,6 +106,9 @@ class Run:
     if initial:
       initial = matching(initial, shapes[0], what=str(what))
     self._initial = initial
+    if strange := set(frozen or ()) - set(named_leaves(shapes[1])):
+      raise ValueError(f'the method has no place for {min(strange)}')
+    self._frozen = frozen
     hyper = dict(config.optim.hyper)
     self.rules = method.rules()
     self.optimizer = optim.make_optimizer(
@@ -128,8 +141,9 @@ class Run:
     rng = named_key(jax.random.key(self.config.seed), 'init')
     return self.method.init(rng, self.data.render(batch, rng), initial)
 
-  def _init(self, initial) -> TrainState:
-    return self._begin(*self._init_method(initial))
+  def _init(self, initial, frozen) -> TrainState:
+    params, method_state = self._init_method(initial)
+    return self._begin(params, given(method_state, frozen))
 
   def _begin(self, params, method_state) -> TrainState:
     """The state of step 0."""
@@ -144,7 +158,7 @@ class Run:
   def init(self) -> TrainState:
     """The state of step 0, made inside jit so that no two leaves share."""
     init = jax.jit(self._init, out_shardings=self.shardings)
-    return init(self._initial)
+    return init(self._initial, self._frozen)
 
   def rate(self, step: int) -> float:
     """The learning rate that is reported as `lr`.
