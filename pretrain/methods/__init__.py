@@ -6,6 +6,7 @@ from typing import Any
 from models import make_encoder
 from pretrain.methods.byol import byol
 from pretrain.methods.dino import dino
+from pretrain.methods.local_mim import local_mim
 from pretrain.methods.mae import mae
 from pretrain.methods.moby import moby
 from pretrain.methods.moco_v2 import moco_v2
@@ -26,6 +27,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
   'moby': moby,
   'dino': dino,
   'mae': mae,
+  'local_mim': local_mim,
 }
 
 

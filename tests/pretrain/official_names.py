@@ -28,10 +28,10 @@ def vit_from_torch(weights, *, learned_positions=False):
   return out | blocks_from_torch(weights, 'blocks.', 'encoder/')
 
 
-def blocks_from_torch(weights, theirs, ours):
-  """{our parameter path: array} of two blocks, in the names of timm."""
+def blocks_from_torch(weights, theirs, ours, depth=2):
+  """{our parameter path: array} of some blocks, in the names of timm."""
   out = {}
-  for i in range(2):
+  for i in range(depth):
     block, mine = f'{theirs}{i}.', f'{ours}block_{i}/'
     for norm in ('norm1', 'norm2'):
       out[f'{mine}{norm}/scale'] = weights[f'{block}{norm}.weight']

@@ -1,0 +1,244 @@
+"""LocalMIM: reconstruction at several depths, each at a scale of its own.
+
+Wang et al.: Masked Image Modeling with Local Multi-Scale Reconstruction, 2023
+(arXiv:2303.05251).
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from models.convvit import ConvViT
+from models.layers import check_word
+from models.masked_decoders import MaskedDecoder
+from models.masking import random_masking
+from models.swin import Swin
+from pretrain.branch import Branch
+from pretrain.hog import Hog, random_offset
+from pretrain.losses import squared_error
+from pretrain.masked_modeling import MaskedModeling
+from pretrain.targets import NormalizedPixels
+from training.recipe import Recipe
+
+TARGETS = ('hog', 'pixels')
+SCALES = (4.0, 2.0, 1.0, 0.5)  # of the ViT's four tasks, shallow to deep
+
+
+class Tap(NamedTuple):
+  """Where one task reads the encoder.
+
+  Attributes:
+    where: of `Features.tap`.
+    stride: pixels per token there.
+    cut: the block or stage after which the segment ends.
+  """
+
+  where: int | str
+  stride: int
+  cut: int
+
+
+def local_mim(
+  encoder: Any,
+  recipe: Recipe,
+  *,
+  decoder: Mapping[str, Any],
+  levels: Sequence[int] | None = None,
+  scales: Sequence[float] | None = None,
+  target: str = 'hog',
+  hog_bins: int = 9,
+  hog_offset: Any = None,
+  normalize_pixels: bool = True,
+  mask_ratio: float = 0.75,
+  isolate_gradients: bool = False,
+  fuse: bool = False,
+  legacy_swin_geometry: bool = False,
+  dtype: str = 'float32',
+  chunks: int = 1,
+) -> MaskedModeling:
+  """LocalMIM (authors' code, `models_mim.py`).
+
+  Each task has a small decoder that predicts what is hidden on a grid of its
+  own, shallow levels on fine ones; the loss is the sum of their mean squared
+  errors. The encoder sees visible patches alone. A ViT hides other patches in
+  every image; a Swin hides tokens of its last stage, the same ones in all
+  images of a batch.
+
+  Args:
+    encoder: a ViT, a Swin, or a ConvViT (our extension).
+    recipe: rates and decay.
+    decoder: `width` (one for all tasks, or one for each), `depth`, `num_heads`
+      of the `MaskedDecoder`s.
+    levels: which blocks (ViT: 1 to its depth), stages (Swin, after their
+      merging) or levels (ConvViT) have a task, shallow to deep, from 1. None:
+      2, 4, N − 2 and N of N blocks; all stages; or all convolution stages and
+      the blocks N − 2 and N.
+    scales: places per token along a side, for each task; None: 4, 2, 1, 1/2 of
+      the patches, and whatever grid a stage has.
+    target: 'hog', one histogram per place and channel, or 'pixels'.
+    hog_bins: orientations of a histogram; 9, and 18 for the authors' ViT-L and
+      Swin.
+    hog_offset: None, (x, y) added to all gradients, or 'random', numbers in
+      ±1/3 that are the same for every run, other ones for each task: the
+      `hog_bias` of the authors' code, see `Hog`.
+    normalize_pixels: 'pixels': mean 0 and standard deviation 1 in each region.
+    mask_ratio: share of hidden patches or units.
+    isolate_gradients: no gradient flows from one task's segment of the encoder
+      back to the one before; each is trained by its own task alone.
+    fuse: one task instead: its decoder reads the sum of all levels (each
+      through a linear layer) and predicts at the scale of one place per token.
+    legacy_swin_geometry: as the released Swin, see `Swin.legacy_geometry`.
+    dtype: compute dtype of the decoders.
+    chunks: into how many parts the batch is cut.
+
+  Returns:
+    The method; its branches are `level_i`, or `fused`.
+
+  Raises:
+    ValueError: levels, scales or widths that do not fit together, or an unknown
+      target.
+  """
+  check_word('method.target', target, TARGETS)
+  if legacy_swin_geometry:
+    if not isinstance(encoder, Swin):
+      raise ValueError('method.legacy_swin_geometry is for a Swin')
+    encoder = encoder.clone(legacy_geometry=True)
+  levels = _levels(encoder, levels)
+  taps = {level: _tap(encoder, level) for level in levels}
+  count = 1 if fuse else len(levels)
+  scales = _scales(encoder, scales, count, fuse=fuse)
+  decoders = _decoders(decoder, count)
+  groups = [levels] if fuse else [(level,) for level in levels]
+  statistics = dict(mean=encoder.mean, std=encoder.std)
+  branches = {}
+  for i, (group, scale, fields) in enumerate(
+    zip(groups, scales, decoders, strict=True)
+  ):
+    region = _region(taps[group[-1]].stride, scale)
+    branches['fused' if fuse else f'level_{group[0]}'] = Branch(
+      levels=tuple(taps[level].where for level in group),
+      decoder=MaskedDecoder(
+        out_features=encoder.in_channels
+        * (hog_bins if target == 'hog' else region**2),
+        norm_input=True,
+        scale=scale,
+        conv_out=not isinstance(encoder, Swin),
+        attention_impl=encoder.attention_impl,
+        dtype=dtype,
+        **fields,
+      ),
+      target=Hog(
+        cell=region, bins=hog_bins, offset=_offset(hog_offset, i), **statistics
+      )
+      if target == 'hog'
+      else NormalizedPixels(
+        patch_size=region, by_patch=normalize_pixels, **statistics
+      ),
+      error=squared_error,
+      on='masked',
+    )
+  return MaskedModeling(
+    encoder=encoder,
+    masking=functools.partial(
+      random_masking, ratio=mask_ratio, shared=isinstance(encoder, Swin)
+    ),
+    branches=branches,
+    recipe=recipe,
+    cuts=tuple(t.cut for t in taps.values())[:-1] if isolate_gradients else (),
+    chunks=chunks,
+    drawn=tuple(branches),
+  )
+
+
+def _levels(encoder: Any, levels: Sequence[int] | None) -> tuple[int, ...]:
+  """Levels from 1, checked, or the usual ones."""
+  count = len(encoder.strides)
+  if levels is None:
+    if isinstance(encoder, Swin):
+      return tuple(range(1, count + 1))
+    first = (2, 4)
+    if isinstance(encoder, ConvViT):
+      first = tuple(range(1, len(encoder.depths)))
+    levels = (*first, count - 2, count)
+    if count - 2 <= first[-1]:
+      raise ValueError(
+        f'LocalMIM reads levels {levels} of {count}: an encoder with more '
+        'blocks, or method.levels'
+      )
+  levels = tuple(levels)
+  if not levels or list(levels) != sorted(set(levels)):
+    raise ValueError(f'method.levels={levels} must ascend, shallow to deep')
+  if levels[0] < 1 or levels[-1] > count:
+    raise ValueError(
+      f'method.levels={levels}: the encoder has levels 1 to {count}'
+    )
+  return levels
+
+
+def _tap(encoder: Any, level: int) -> Tap:
+  """Of a level from 1; a Swin's stages are read after their merging."""
+  i, strides = level - 1, encoder.strides
+  if isinstance(encoder, Swin) and level < len(strides):
+    return Tap(f'merged_{i}', strides[level], cut=i)
+  return Tap(i, strides[i], cut=i)
+
+
+def _scales(
+  encoder: Any, scales: Sequence[float] | None, count: int, *, fuse: bool
+) -> tuple[float, ...]:
+  if scales is None:
+    pyramid = (1.0,) * count
+    if isinstance(encoder, ConvViT) and not fuse:
+      pyramid = (*pyramid[:-1], 0.5)
+    if fuse or isinstance(encoder, Swin | ConvViT):
+      return pyramid
+    if count != len(SCALES):
+      raise ValueError(
+        f'method.levels names {count} levels: give method.scales, {count} of '
+        f'{SCALES}'
+      )
+    return SCALES
+  if len(scales) != count:
+    raise ValueError(
+      f'method.scales={tuple(scales)} must be {count} numbers, one per task'
+    )
+  return tuple(scales)
+
+
+def _region(stride: int, scale: float) -> int:
+  """Side in pixels of what one place predicts."""
+  region = round(stride / scale)
+  if region < 1 or region * scale != stride:
+    raise ValueError(
+      f'a scale of {scale} cuts tokens of {stride} px into parts of '
+      f'{stride / scale:g} px: change method.scales'
+    )
+  return region
+
+
+def _decoders(
+  decoder: Mapping[str, Any], count: int
+) -> list[Mapping[str, Any]]:
+  """Fields of each task's decoder."""
+  widths = decoder.get('width', 256)
+  widths = (widths,) * count if isinstance(widths, int) else tuple(widths)
+  if len(widths) != count:
+    raise ValueError(
+      f'method.decoder.width={widths} must be one number, or {count}'
+    )
+  return [dict(decoder, width=width) for width in widths]
+
+
+def _offset(given: Any, task: int) -> tuple[float, float] | None:
+  """Of one task's gradients.
+
+  Raises:
+    ValueError: neither two numbers nor 'random' nor None.
+  """
+  if given == 'random':
+    return random_offset(task)
+  if given is not None and (isinstance(given, str) or len(given) != 2):
+    raise ValueError(
+      f"method.hog_offset={given!r} must be two numbers, 'random' or None"
+    )
+  return None if given is None else tuple(given)
