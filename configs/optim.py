@@ -16,6 +16,7 @@ def optim(
   scale_end_lr: bool = False,
   end_decay: float | None = None,
   exclude_vectors: bool = False,
+  exclude: str = '',
   clip: float = 0.0,
   clip_per: str = 'scope',
   **hyper: float,
@@ -34,6 +35,7 @@ def optim(
     scale_end_lr: `end_lr` is per `per` images too.
     end_decay: decay at the end of a cosine from `decay`; None: constant.
     exclude_vectors: biases and scales do not decay (LARS: nor adapt).
+    exclude: pattern of whole parameter paths that do not either; '' for none.
     clip: gradients are clipped to this norm; 0: not.
     clip_per: 'scope', one norm over all parameters, or 'tensor'.
     **hyper: numbers of the optimiser itself.
@@ -46,6 +48,7 @@ def optim(
     decay=decay,
     end_decay=placeholder if end_decay is None else end_decay,
     exclude_vectors=exclude_vectors,
+    exclude=exclude,
     schedule=schedule,
     warmup_epochs=warmup_epochs,
     warmup_lr=warmup_lr,

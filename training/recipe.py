@@ -106,9 +106,15 @@ def make_recipe(
     peak=peak,
     total=total,
     steps_per_epoch=steps_per_epoch,
-    exclude=VECTORS if optim['exclude_vectors'] else '',
+    exclude=_excluded(optim),
     clip=clip,
   )
+
+
+def _excluded(optim: Mapping[str, Any]) -> str:
+  """Pattern of what has no decay."""
+  vectors = VECTORS if optim['exclude_vectors'] else ''
+  return '|'.join(filter(None, (vectors, optim.get('exclude', ''))))
 
 
 def _rate(

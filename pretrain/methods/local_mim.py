@@ -92,7 +92,8 @@ def local_mim(
     chunks: into how many parts the batch is cut.
 
   Returns:
-    The method; its branches are `level_i`, or `fused`.
+    The method; its branches are `level_i` (`level_i_b` is a second task there),
+    or `fused`.
 
   Raises:
     ValueError: levels, scales or widths that do not fit together, or an unknown
@@ -104,19 +105,20 @@ def local_mim(
       raise ValueError('method.legacy_swin_geometry is for a Swin')
     encoder = encoder.clone(legacy_geometry=True)
   levels = _levels(encoder, levels)
-  taps = {level: _tap(encoder, level) for level in levels}
+  taps = [_tap(encoder, level) for level in levels]
   count = 1 if fuse else len(levels)
   scales = _scales(encoder, scales, count, fuse=fuse)
   decoders = _decoders(decoder, count)
-  groups = [levels] if fuse else [(level,) for level in levels]
+  groups = [taps] if fuse else [[tap] for tap in taps]
+  names = ['fused'] if fuse else _names(levels)
   statistics = dict(mean=encoder.mean, std=encoder.std)
   branches = {}
-  for i, (group, scale, fields) in enumerate(
-    zip(groups, scales, decoders, strict=True)
+  for i, (name, group, scale, fields) in enumerate(
+    zip(names, groups, scales, decoders, strict=True)
   ):
-    region = _region(taps[group[-1]].stride, scale)
-    branches['fused' if fuse else f'level_{group[0]}'] = Branch(
-      levels=tuple(taps[level].where for level in group),
+    region = _region(group[-1].stride, scale)
+    branches[name] = Branch(
+      levels=tuple(tap.where for tap in group),
       decoder=MaskedDecoder(
         out_features=encoder.in_channels
         * (hog_bins if target == 'hog' else region**2),
@@ -144,7 +146,7 @@ def local_mim(
     ),
     branches=branches,
     recipe=recipe,
-    cuts=tuple(t.cut for t in taps.values())[:-1] if isolate_gradients else (),
+    cuts=tuple(tap.cut for tap in taps[:-1]) if isolate_gradients else (),
     chunks=chunks,
     drawn=tuple(branches),
   )
@@ -160,19 +162,27 @@ def _levels(encoder: Any, levels: Sequence[int] | None) -> tuple[int, ...]:
     if isinstance(encoder, ConvViT):
       first = tuple(range(1, len(encoder.depths)))
     levels = (*first, count - 2, count)
-    if count - 2 <= first[-1]:
+    if count - 2 < first[-1]:
       raise ValueError(
         f'LocalMIM reads levels {levels} of {count}: an encoder with more '
         'blocks, or method.levels'
       )
   levels = tuple(levels)
-  if not levels or list(levels) != sorted(set(levels)):
-    raise ValueError(f'method.levels={levels} must ascend, shallow to deep')
+  if not levels or list(levels) != sorted(levels):
+    raise ValueError(f'method.levels={levels} must go from shallow to deep')
   if levels[0] < 1 or levels[-1] > count:
     raise ValueError(
       f'method.levels={levels}: the encoder has levels 1 to {count}'
     )
   return levels
+
+
+def _names(levels: Sequence[int]) -> list[str]:
+  """Of the tasks; in six blocks the fourth has two."""
+  return [
+    f'level_{level}' + '_b' * levels[:i].count(level)
+    for i, level in enumerate(levels)
+  ]
 
 
 def _tap(encoder: Any, level: int) -> Tap:
