@@ -1,10 +1,8 @@
-"""Masked convolution: its block, and pieces of maps that hide the rest.
+"""Masked convolution: its block and what comes before it, on pieces.
 
-A stage works on pieces [b, k, p, q, d]: the k visible cells of each map, p x q
-tokens each, or, where nothing is hidden, the whole map as one piece. All layers
-but one treat tokens or whole cells by themselves, so that what is hidden is
-neither computed nor able to leak; the depth-wise convolution alone looks over
-the edge of a cell and finds zeros in hidden ones.
+All layers but one treat tokens or whole cells by themselves, so that what is
+hidden is neither computed nor able to leak; the depth-wise convolution alone
+looks over the edge of a cell and finds zeros in hidden ones.
 """
 
 import jax
@@ -15,81 +13,12 @@ from flax import linen as nn
 from models import layers
 from models.dense import Dense, flat_product
 from models.depthwise import Depthwise
-from models.features import Level
 from models.initializers import TORCH, TORCH_PATCH, Initializer, torch_bias
 from models.masking import Mask
+from models.pieces import place, take
 
 EPSILON = 1e-5  # of every LayerNorm outside the transformer blocks
 KERNEL = 5  # side of the depth-wise kernels
-
-
-def take(x: jax.Array, mask: Mask | None, side: int) -> jax.Array:
-  """Maps to pieces.
-
-  Args:
-    x: [b, h * side, w * side, d], any dtype.
-    mask: over the h x w cells, or None.
-    side: of a cell.
-
-  Returns:
-    The visible cells [b, k, side, side, d], or the maps [b, 1, ...].
-  """
-  if mask is None:
-    return x[:, None]
-  x = rearrange(x, 'b (h p) (w q) d -> b (h w) p q d', p=side, q=side)
-  return jnp.take_along_axis(x, mask.visible[:, :, None, None, None], axis=1)
-
-
-def place(x: jax.Array, mask: Mask | None, grid: tuple[int, int]) -> jax.Array:
-  """Undoes `take`, with zeros in the hidden cells.
-
-  Args:
-    x: pieces [b, k, p, q, d].
-    mask: over the cells, or None.
-    grid: (h, w) in cells; of no account without a mask.
-
-  Returns:
-    [b, h * p, w * q, d], same dtype.
-  """
-  if mask is None:
-    return x[:, 0]
-
-  def one(cells, visible):
-    everywhere = jnp.zeros((grid[0] * grid[1], *cells.shape[1:]), x.dtype)
-    return everywhere.at[visible].set(cells, unique_indices=True)
-
-  x = jax.vmap(one)(x, mask.visible)
-  return rearrange(x, 'b (h w) p q d -> b (h p) (w q) d', h=grid[0])
-
-
-def level(x: jax.Array, mask: Mask | None, grid: tuple[int, int]) -> Level:
-  """Pieces as a level: tokens in row-major order, of visible cells only.
-
-  Args:
-    x: [b, k, p, q, d].
-    mask: over the cells, or None.
-    grid: (h, w) in cells; of no account without a mask.
-
-  Returns:
-    The Level, whose grid and index count tokens and not cells.
-  """
-  b, _, p, q, d = x.shape
-  tokens = x.reshape(b, -1, d)
-  prefix = jnp.zeros((b, 0, d), x.dtype)
-  if mask is None:
-    return Level(prefix, tokens, grid=(p, q))
-  h, w = grid
-  row, column = (x[:, :, None, None] for x in jnp.divmod(mask.visible, w))
-  row = row * p + jnp.arange(p)[:, None]
-  column = column * q + jnp.arange(q)
-  index = (row * (w * q) + column).reshape(b, -1)
-  order = jnp.argsort(index, axis=1)
-  return Level(
-    prefix,
-    jnp.take_along_axis(tokens, order[:, :, None], axis=1),
-    grid=(h * p, w * q),
-    index=jnp.take_along_axis(index, order, axis=1),
-  )
 
 
 class StrideConv(nn.Module):
@@ -130,13 +59,11 @@ class ConvBlock(nn.Module):
   Parameters: norm1, point1, depthwise (`Depthwise`), point2, norm2, fc1, fc2.
 
   Attributes:
-    grid: (h, w) in cells.
     mlp_ratio: hidden width of the MLP over the width.
     drop_path: rate of stochastic depth for both residual branches.
     dtype: compute dtype, also of the residual stream.
   """
 
-  grid: tuple[int, int]
   mlp_ratio: float = 4
   drop_path: float = 0.0
   dtype: jnp.dtype = jnp.float32
@@ -160,7 +87,7 @@ class ConvBlock(nn.Module):
     x = x.reshape(len(x), -1, width)
     y = layers.layer_norm('norm1', self.dtype, EPSILON)(x)
     y = self._point(y, width, 'point1').reshape(pieces)
-    y = place(y, mask, self.grid)
+    y = place(y, mask)
     y = Depthwise(KERNEL, dtype=self.dtype, name='depthwise')(y)
     y = take(y, mask, pieces[2]).reshape(x.shape)
     y = self._point(y, width, 'point2')

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from models import conv_blocks, layers, patches
+from models import conv_blocks, layers, patches, pieces
 from models.dense import Dense
 from models.features import Features, Level
 from models.initializers import (
@@ -156,11 +156,11 @@ class ConvViT(nn.Module):
     grid = tuple(side // self.patch_size for side in x.shape[1:3])
     mask = mask and mask.rows(len(x))
     x = patches.normalize(x, self.mean, self.std)
-    x = conv_blocks.take(x, mask, self.patch_size)
+    x = pieces.take(x, mask, self.patch_size)
     levels, kept, weights = [], [], {}
     for stage in range(len(self.depths) - 1):
-      x = self._conv_stage(self._embed(x, stage), stage, grid, mask, noise)
-      levels.append(conv_blocks.level(x, mask, grid))
+      x = self._conv_stage(self._embed(x, stage), stage, mask, noise)
+      levels.append(pieces.level(x, mask))
       kept.append(x)
       if stage in cuts:
         x, kept = jax.lax.stop_gradient((x, kept))
@@ -198,14 +198,13 @@ class ConvViT(nn.Module):
     name = f'embed_norm_{stage}' if stage else 'patch_norm'
     return layers.gelu(layers.layer_norm(name, dtype, conv_blocks.EPSILON)(x))
 
-  def _conv_stage(self, x, stage, grid, mask, noise):
+  def _conv_stage(self, x, stage, mask, noise):
     """Convolution blocks on pieces [b, k, p, q, d]."""
     block_type = conv_blocks.ConvBlock
     block_type = nn.remat(block_type) if self.remat else block_type
     start = sum(self.depths[:stage])
     for i in range(start, start + self.depths[stage]):
       block = block_type(
-        grid=grid,
         mlp_ratio=self.mlp_ratio,
         drop_path=self._rate(i),
         dtype=layers.compute_dtype(self.dtype),
