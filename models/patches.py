@@ -71,7 +71,9 @@ def check_images(x: jax.Array, channels: int) -> None:
     )
 
 
-def check_divisible(size: tuple[int, int], patch_size: int) -> None:
+def check_divisible(
+  size: tuple[int, int], patch_size: int, name: str = 'patch size'
+) -> None:
   """Raises ValueError with the nearest (height, width) that patches tile."""
   if not (size[0] % patch_size or size[1] % patch_size):
     return
@@ -81,7 +83,7 @@ def check_divisible(size: tuple[int, int], patch_size: int) -> None:
   if upper != lower:
     options.append(f'{upper[0]}x{upper[1]}')
   raise ValueError(
-    f'image {size[0]}x{size[1]} is not divisible by patch size {patch_size}; '
+    f'image {size[0]}x{size[1]} is not divisible by {name} {patch_size}; '
     f'nearest sizes that work: {", ".join(options)}'
   )
 

@@ -51,40 +51,38 @@ def place(x: jax.Array, mask: Mask | None) -> jax.Array:
   return rearrange(x, 'b (h w) p q d -> b (h p) (w q) d', h=h)
 
 
-def places(mask: Mask, p: int, q: int) -> tuple[jax.Array, jax.Array]:
+def places(mask: Mask, side: int) -> tuple[jax.Array, jax.Array]:
   """Where the tokens of pieces stand on the whole map.
 
   Args:
     mask: over the cells.
-    p: rows of tokens in a cell.
-    q: columns of tokens in a cell.
+    side: of a cell, in tokens.
 
   Returns:
-    Row and column of every token, each [b, k * p * q] int32 (or [1, ...] of a
+    Row and column of every token, each [b, k * side**2] int32 (or [1, ...] of a
     shared mask), cell by cell and row-major inside each.
   """
   row, column = jnp.divmod(mask.visible[:, :, None, None], mask.grid[1])
-  row = row * p + jnp.arange(p, dtype=jnp.int32)[:, None]
-  column = column * q + jnp.arange(q, dtype=jnp.int32)
+  inside = jnp.arange(side, dtype=jnp.int32)
+  row, column = row * side + inside[:, None], column * side + inside
   return tuple(
     x.reshape(len(mask.visible), -1) for x in jnp.broadcast_arrays(row, column)
   )
 
 
-def row_major(mask: Mask, p: int, q: int) -> tuple[jax.Array, jax.Array]:
+def row_major(mask: Mask, side: int) -> tuple[jax.Array, jax.Array]:
   """What brings tokens of pieces into the row-major order of the map.
 
   Args:
     mask: over the cells.
-    p: rows of tokens in a cell.
-    q: columns of tokens in a cell.
+    side: of a cell, in tokens.
 
   Returns:
     Positions in the map, ascending, and which token of the pieces stands there,
-    each [b, k * p * q] int32 (or [1, ...] of a shared mask).
+    each [b, k * side**2] int32 (or [1, ...] of a shared mask).
   """
-  row, column = places(mask, p, q)
-  index = row * (mask.grid[1] * q) + column
+  row, column = places(mask, side)
+  index = row * (mask.grid[1] * side) + column
   order = jnp.argsort(index, axis=1)
   return jnp.take_along_axis(index, order, axis=1), order
 
@@ -104,7 +102,7 @@ def level(x: jax.Array, mask: Mask | None) -> Level:
   prefix = jnp.zeros((b, 0, d), x.dtype)
   if mask is None:
     return Level(prefix, tokens, grid=(p, q))
-  index, order = row_major(mask, p, q)
+  index, order = row_major(mask, p)
   return Level(
     prefix,
     jnp.take_along_axis(tokens, order[:, :, None], axis=1),

@@ -3,26 +3,16 @@
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from models import layers, patches
-from models.features import Features, Level
+from models import layers, patches, pieces
+from models.features import Features
 from models.initializers import TORCH_PATCHES
-from models.masking import Mask
+from models.masking import Mask, MaskToken, check_mask
 from models.swin_blocks import EPSILON, PatchMerging, SwinBlock
-from models.windows import PADDINGS, Windows
-
-
-def _level(x: jax.Array) -> Level:
-  """A map [b, h, w, d] as a level without a prefix."""
-  b, h, w, d = x.shape
-  return Level(
-    prefix=jnp.zeros((b, 0, d), x.dtype),
-    tokens=rearrange(x, 'b h w d -> b (h w) d'),
-    grid=(h, w),
-  )
+from models.visible_windows import VisibleWindows, released_places
+from models.windows import PADDINGS, Windows, fitting
 
 
 class Swin(nn.Module):
@@ -39,9 +29,16 @@ class Swin(nn.Module):
   is padded below and to the right; where a map is smaller than a window the
   window shrinks to it, along that axis, and is not shifted.
 
+  A mask is over the grid of the last stage. Its cells take all that lies under
+  them out of the earlier stages as well (GreenMIM, arXiv:2205.13515; LocalMIM,
+  arXiv:2303.05251), so that no merging crosses a cell. Windows hold the visible
+  tokens that are theirs, however few, and cost nothing for the others. With
+  `mask_token` nothing is taken out (SimMIM, arXiv:2111.09886).
+
   Parameters: `patch_embed` (kernel [p, p, c, d], bias), `patch_norm`, `block_i`
   (`SwinBlock`, counted over the whole network), `merge_i` (after stage i,
-  `PatchMerging`) and `norm`. They are float32 whatever `dtype` says.
+  `PatchMerging`), `norm` and, where the field says so, `mask_token`. They are
+  float32 whatever `dtype` says.
 
   Attributes:
     patch_size: side of a patch in pixels.
@@ -69,6 +66,13 @@ class Swin(nn.Module):
       three channels and 0.5 otherwise.
     std: the same for the standard deviation.
     norm_epsilon: of every LayerNorm (1e-6 in LocalMIM's code).
+    mask_token: a mask puts a learned vector in the place of hidden tokens,
+      after `patch_norm`; they stay, and all levels are whole. Cells may then
+      be of any size that patches tile.
+    legacy_geometry: with a mask, err like LocalMIM's released code, to compare
+      with its checkpoints or to go on from them: mergings concatenate row by
+      row, and after them windows hold tokens that are not theirs. Without a
+      mask, as when its authors fine-tune, nothing differs.
   """
 
   patch_size: int = 4
@@ -87,6 +91,8 @@ class Swin(nn.Module):
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
   norm_epsilon: float = EPSILON
+  mask_token: bool = False
+  legacy_geometry: bool = False
 
   pool: ClassVar[str] = 'mean'  # what `pooled` is; there is no CLS token
 
@@ -118,14 +124,17 @@ class Swin(nn.Module):
 
     Args:
       x: images in [0, 1], [b, H, W, c] float.
-      mask: must be None.
+      mask: hides tokens of the last stage and what lies under them; every
+        level, merged or not, reports the visible tokens alone, with their index
+        in its grid (but see `mask_token`).
       cuts: stages (0-based; negative from the end) after which the stream is
         stop-gradiented. A stage ends with its merging: neither the level nor
         the merged map reported there is stop-gradiented.
       attention: blocks, counted over all stages, whose attention weights are
         wanted: [b, windows, heads, n, n], where windows are those of the
         shifted map in row-major order and padding is a key like others
-        (weight 0 where it is masked).
+        (weight 0 where it is masked). Of visible tokens alone: [b, 1, heads, n,
+        n] in the order of the level, 0 between windows.
       noise: uniform numbers in [0, 1) for stochastic depth, [b, 2 * depth];
         column 2 * i + j is for branch j of block i. None switches it off
         (teachers, evaluation).
@@ -141,39 +150,47 @@ class Swin(nn.Module):
     self._check(x, mask, noise)
     stages = len(self.depths)
     cuts = {layers.resolve(i, stages, 'cuts', 'stage') for i in cuts}
-    maps = {
+    wanted = {
       i: layers.resolve(i, self.depth, 'attention', 'block') for i in attention
     }
-    native = self.native_size or x.shape[1:3]
-    native = tuple(-(-side // self.patch_size) for side in native)
-    x = self._embed(x)
+    grids = self._grids(x.shape[1:3])
+    x = self._embed(x, mask)
+    mask = None if self.mask_token else mask
     levels, merged, weights = [], [], {}
     for stage in range(stages):
-      x = self._stage(x, stage, native, noise, maps.values(), weights)
-      levels.append(_level(x))
+      windows = self._windows(*grids[stage])
+      visible = self._visible(stage, windows, mask)
+      x = self._stage(x, stage, windows, visible, noise, wanted, weights)
+      levels.append(pieces.level(x, mask))
       if stage < stages - 1:
-        dtype = layers.compute_dtype(self.dtype)
-        x = PatchMerging(dtype=dtype, name=f'merge_{stage}')(x)
-        merged.append(_level(x))
-        native = tuple(-(-side // 2) for side in native)
+        x = PatchMerging(
+          row_by_row=self.legacy_geometry and mask is not None,
+          dtype=layers.compute_dtype(self.dtype),
+          epsilon=self.norm_epsilon,
+          name=f'merge_{stage}',
+        )(x)
+        merged.append(pieces.level(x, mask))
       if stage in cuts:
         x = jax.lax.stop_gradient(x)
     # float32 from here on, for losses and for what probes store.
-    x = rearrange(x, 'b h w d -> b (h w) d')
+    x = rearrange(x, 'b k p q d -> b (k p q) d')
     tokens = layers.layer_norm('norm', epsilon=self.norm_epsilon)(x)
     return Features(
       levels=tuple(levels),
       tokens=tokens,
       pooled=tokens.mean(axis=1),
       merged=tuple(merged),
-      attention={asked: weights[i] for asked, i in maps.items()},
+      attention={asked: weights[i] for asked, i in wanted.items()},
     )
 
-  def _embed(self, x: jax.Array) -> jax.Array:
-    """Images [b, H, W, c] to a map of normed tokens, [b, h, w, d]."""
+  def _embed(self, x: jax.Array, mask: Mask | None) -> jax.Array:
+    """Images [b, H, W, c] to pieces of normed tokens, [b, k, p, q, d]."""
     dtype = layers.compute_dtype(self.dtype)
+    x = pieces.take(x, None if self.mask_token else mask, self.cell)
+    b, k, height, width, _ = x.shape
     x = patches.normalize(x, self.mean, self.std)
-    x = patches.patchify(x, self.patch_size)
+    x = patches.patchify(x.reshape(b * k, height, width, -1), self.patch_size)
+    x = x.reshape(b, k, *x.shape[1:])
     x = patches.PatchEmbed(
       patch_size=self.patch_size,
       in_channels=self.in_channels,
@@ -182,31 +199,53 @@ class Swin(nn.Module):
       start=TORCH_PATCHES,
       name='patch_embed',
     )(x)
-    return layers.layer_norm('patch_norm', dtype, self.norm_epsilon)(x)
+    x = layers.layer_norm('patch_norm', dtype, self.norm_epsilon)(x)
+    if not self.mask_token:
+      return x
+    tokens = x.reshape(b, -1, self.width)
+    return MaskToken(name='mask_token')(tokens, mask).reshape(x.shape)
 
-  def _stage(self, x, stage, native, noise, wanted, weights):
-    """Blocks of one stage on a map [b, h, w, d]; fills `weights`."""
+  def _windows(self, grid, native):
+    """Of blocks without a shift and of those with it."""
+    return tuple(
+      fitting(grid, native, self.window, shifted, self.padding)
+      for shifted in (False, True)
+    )
+
+  def _visible(self, stage, windows, mask):
+    """What a mask leaves of these windows; None without one."""
+    if mask is None:
+      return None, None
+    side = self.cell // self.strides[stage]
+    legacy = self.legacy_geometry and stage > 0
+    row, column = (released_places if legacy else pieces.places)(mask, side)
+    order = pieces.row_major(mask, side)[1]
+    return tuple(VisibleWindows.at(w, row, column, order) for w in windows)
+
+  def _stage(self, x, stage, windows, visible, noise, wanted, weights):
+    """Blocks of one stage on pieces [b, k, p, q, d]; fills `weights`."""
     block_type = nn.remat(SwinBlock) if self.remat else SwinBlock
     rates = layers.drop_path_rates(self.depth, self.drop_path)
-    grid = x.shape[1:3]
-    x = rearrange(x, 'b h w d -> b (h w) d')
+    shape = x.shape
+    x = x.reshape(len(x), -1, shape[-1])
     start = sum(self.depths[:stage])
     for i in range(start, start + self.depths[stage]):
+      shifted = (i - start) % 2
       block = block_type(
         num_heads=self.num_heads[stage],
-        windows=self._windows(grid, native, shifted=(i - start) % 2 == 1),
+        windows=windows[shifted],
         reach=self.window,
         mlp_ratio=self.mlp_ratio,
         drop_path=rates[i],
         dtype=layers.compute_dtype(self.dtype),
         attention_impl=self.attention_impl,
-        with_map=i in wanted,
+        with_map=i in wanted.values(),
         epsilon=self.norm_epsilon,
         name=f'block_{i}',
       )
       branches = None if noise is None else noise[:, 2 * i : 2 * i + 2]
-      x, weights[i] = block(x, branches)
-    return rearrange(x, 'b (h w) d -> b h w d', h=grid[0], w=grid[1])
+      x, weights[i] = block(x, branches, visible[shifted])
+    return x.reshape(shape)
 
   def windows_of(self, block: int, size: tuple[int, int]) -> Windows:
     """How a block cuts its map: where its attention weights belong.
@@ -216,27 +255,22 @@ class Swin(nn.Module):
       size: (height, width) of the images.
     """
     block = layers.resolve(block, self.depth, 'block')
-    grid = tuple(side // self.patch_size for side in size)
-    native = self.native_size or size
-    native = tuple(-(-side // self.patch_size) for side in native)
-    for depth in self.depths:
+    grids = self._grids(size)
+    for depth, (grid, native) in zip(self.depths, grids, strict=True):
       if block < depth:
-        return self._windows(grid, native, shifted=block % 2 == 1)
+        return self._windows(grid, native)[block % 2]
       block -= depth
-      grid = tuple(-(-side // 2) for side in grid)
-      native = tuple(-(-side // 2) for side in native)
     raise AssertionError('resolve() lets no other block through')
 
-  def _windows(self, grid, native, shifted: bool) -> Windows:
-    half = self.window // 2 if shifted else 0
-    if self.padding == 'zeros' and min(native) <= self.window:
-      native = (min(native),) * 2
-    return Windows(
-      grid=grid,
-      size=tuple(min(self.window, side) for side in native),
-      shift=tuple(half if side > self.window else 0 for side in native),
-      padding=self.padding,
-    )
+  def _grids(self, size):
+    """Per stage the grid and the one that decides about windows."""
+    return [
+      tuple(
+        tuple(-(-side // stride) for side in sides)
+        for sides in (size, self.native_size or size)
+      )
+      for stride in self.strides
+    ]
 
   def _check(
     self, x: jax.Array, mask: Mask | None, noise: jax.Array | None
@@ -255,11 +289,19 @@ class Swin(nn.Module):
         "attention_impl 'cudnn' cannot train Swin's position bias: use 'auto' "
         "or 'xla'"
       )
-    if mask is not None:
+    if self.mask_token and self.legacy_geometry:
       raise ValueError(
-        'Swin encodes whole images only: call it without a mask, or take a ViT '
-        'for masked images'
+        'legacy_geometry is about tokens that a mask takes out, and mask_token '
+        'keeps them all: set one of the two'
       )
     patches.check_images(x, self.in_channels)
     patches.check_divisible(x.shape[1:3], self.patch_size)
     layers.check_noise(noise, len(x), self.depth)
+    if mask is None:
+      return
+    cell = self.cell
+    if self.mask_token:  # nothing is merged by cells
+      patches_wide = x.shape[1] // mask.grid[0] // self.patch_size
+      cell = max(patches_wide, 1) * self.patch_size
+    patches.check_divisible(x.shape[1:3], cell, "a mask's cell")
+    check_mask(mask, x.shape, cell)

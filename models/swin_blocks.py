@@ -9,6 +9,7 @@ from models import layers
 from models.attention import Attention
 from models.dense import Dense
 from models.initializers import NORMAL_02
+from models.visible_windows import VisibleWindows
 from models.windows import Windows, position_bias
 
 EPSILON = 1e-5  # of every LayerNorm, unless somebody differs
@@ -44,24 +45,33 @@ class SwinBlock(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, noise: jax.Array | None = None
+    self,
+    x: jax.Array,
+    noise: jax.Array | None = None,
+    visible: VisibleWindows | None = None,
   ) -> tuple[jax.Array, jax.Array | None]:
     """Applies attention and MLP, each with its residual.
 
     Args:
-      x: tokens of the map, [b, h * w, d].
+      x: tokens of the map, [b, h * w, d]; of a masked map the visible ones, in
+        any order.
       noise: uniform numbers for the two branches, [b, 2]; None = keep both.
+      visible: windows of these tokens, or None for those of the whole map.
 
     Returns:
-      [b, h * w, d], and the attention weights [b, windows, heads, n, n] float32
-      or None.
+      The tokens, and the attention weights or None: [b, windows, heads, n, n]
+      float32; of visible tokens one group, [b, 1, heads, n, n], row-major.
     """
     first, second = (None, None) if noise is None else noise.T
     offsets = (2 * self.reach - 1) ** 2
     table = self.param('position_bias', NORMAL_02, (offsets, self.num_heads))
     y = layers.layer_norm('norm1', self.dtype, self.epsilon)(x)
-    h, w = self.windows.grid
-    y = self.windows.partition(rearrange(y, 'b (h w) d -> b h w d', h=h, w=w))
+    if visible is None:
+      h, w = self.windows.grid
+      y = self.windows.partition(rearrange(y, 'b (h w) d -> b h w d', h=h, w=w))
+      bias = position_bias(table, self.windows, self.reach)
+    else:
+      bias = visible.bias(table, self.reach)
     y, weights = Attention(
       num_heads=self.num_heads,
       dtype=self.dtype,
@@ -69,8 +79,11 @@ class SwinBlock(nn.Module):
       with_map=self.with_map,
       kernel_init=NORMAL_02,
       name='attention',
-    )(y, position_bias(table, self.windows, self.reach))
-    y = rearrange(self.windows.restore(y), 'b h w d -> b (h w) d')
+    )(y, bias)
+    if visible is None:
+      y = rearrange(self.windows.restore(y), 'b h w d -> b (h w) d')
+    elif self.with_map:
+      weights = visible.in_order(weights)
     x = x + layers.drop_branch(y, first, self.drop_path)
     y = layers.Mlp(
       int(x.shape[-1] * self.mlp_ratio),
@@ -89,16 +102,27 @@ class PatchMerging(nn.Module):
   below or to the right, as in the authors' detection code and in timm.
 
   Parameters: norm, reduction (no bias).
+
+  Attributes:
+    row_by_row: concatenate in the order (0, 0), (0, 1), (1, 0), (1, 1), as
+      LocalMIM's released code does in pre-training.
+    dtype: compute dtype.
+    epsilon: of the norm.
   """
 
+  row_by_row: bool = False
   dtype: jnp.dtype = jnp.float32
   epsilon: float = EPSILON
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [b, h, w, d] to [b, ceil(h / 2), ceil(w / 2), 2 * d]."""
-    x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
-    x = rearrange(x, 'b (h r) (w s) d -> b h w (s r d)', r=2, s=2)
+    """Maps [..., h, w, d] to [..., ceil(h / 2), ceil(w / 2), 2 * d]."""
+    h, w = x.shape[-3:-1]
+    if h % 2 or w % 2:
+      whole = ((0, 0),) * (x.ndim - 3)
+      x = jnp.pad(x, (*whole, (0, h % 2), (0, w % 2), (0, 0)))
+    four = 'r s d' if self.row_by_row else 's r d'
+    x = rearrange(x, f'... (h r) (w s) d -> ... h w ({four})', r=2, s=2)
     x = layers.layer_norm('norm', self.dtype, self.epsilon)(x)
     return Dense(
       x.shape[-1] // 2,

@@ -89,6 +89,34 @@ class Windows:
     return x
 
 
+def fitting(
+  grid: tuple[int, int],
+  native: tuple[int, int],
+  side: int,
+  shifted: bool,
+  padding: str,
+) -> Windows:
+  """Windows that shrink to maps which are smaller.
+
+  Args:
+    grid: (h, w) of the map.
+    native: (h, w) of the map that decides where windows shrink, along an axis,
+      and are not shifted; with 'zeros' they stay square.
+    side: of a window that does not shrink.
+    shifted: by half a window where it does not shrink.
+    padding: see `Windows`.
+  """
+  if padding == 'zeros' and min(native) <= side:
+    native = (min(native),) * 2
+  half = side // 2 if shifted else 0
+  return Windows(
+    grid=grid,
+    size=tuple(min(side, n) for n in native),
+    shift=tuple(half if n > side else 0 for n in native),
+    padding=padding,
+  )
+
+
 @functools.lru_cache(maxsize=256)
 def attention_mask(windows: Windows) -> np.ndarray | None:
   """What forbids attention across the seam of a shift and to padding.
@@ -151,6 +179,22 @@ def _read_only(x: np.ndarray) -> np.ndarray:
   return x
 
 
+def local_bias(
+  table: jax.Array, size: tuple[int, int], reach: int
+) -> jax.Array:
+  """The bias of one whole window.
+
+  Args:
+    table: [(2 * reach - 1)**2, heads] float32.
+    size: (p, q) of the window.
+    reach: side of the windows that the table is for.
+
+  Returns:
+    [heads, n, n] float32, n = p * q.
+  """
+  return rearrange(table[relative_index(size, reach)], 'n m h -> h n m')
+
+
 def position_bias(table: jax.Array, windows: Windows, reach: int) -> jax.Array:
   """What is added to the logits of every window, the mask included.
 
@@ -163,8 +207,7 @@ def position_bias(table: jax.Array, windows: Windows, reach: int) -> jax.Array:
     [windows, heads, n, n] float32, or [1, heads, n, n] where nothing is
     forbidden.
   """
-  bias = table[relative_index(windows.size, reach)]
-  bias = rearrange(bias, 'n m heads -> 1 heads n m')
+  bias = local_bias(table, windows.size, reach)[None]
   forbidden = attention_mask(windows)
   if forbidden is None:
     return bias

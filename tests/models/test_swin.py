@@ -327,7 +327,7 @@ GOOD = (2, 8, 8, 3)
           jnp.ones((2, 16), bool), jnp.zeros((2, 1), jnp.int32), (4, 4)
         )
       },
-      'whole images only: call it without a mask',
+      r'mask is \[2, 16\], .* have \[2, 4\] patches',
     ),
   ],
 )
