@@ -58,6 +58,7 @@ from transfer.knn.job import knn
 from transfer.knn.online import online_knn, scores_line
 from transfer.probe.job import linear_probe
 from transfer.start import starting_point
+from transfer.teachers import load_teachers
 from transfer.visualize.job import visualize
 
 FIGURE_ROWS = 8
@@ -104,6 +105,7 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
   total = loop.count_steps(config, data.steps_per_epoch)
   channels = feed.channels_of(config.data, train)
   config, initial = starting_point(config, workdir, channels=channels)
+  config, frozen = load_teachers(config, workdir, channels=channels)
   method = from_config(
     config,
     channels=channels,
@@ -120,6 +122,7 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
     method=method,
     data=data,
     initial=initial,
+    frozen=frozen,
     what=config.init_from,
   )
   shown = figure_images(config.data, train if test is None else test, channels)

@@ -64,7 +64,7 @@ def base() -> ml_collections.ConfigDict:
       nonfinite_limit=20,  # so many bad steps in a row stop the run
       watchdog=600,  # seconds without a step until it says where; 0 never
       hang_limit=0,  # seconds without a step until it exits; 0 never
-      weights=_weights(),
+      weights=weights(),
       online_probe_lr=0.0,  # above 0: a linear probe learns beside (1e-2)
       knn=dict(
         k=20,
@@ -77,7 +77,7 @@ def base() -> ml_collections.ConfigDict:
   )
 
 
-def _weights() -> dict:
+def weights() -> dict:
   """What a file of others' weights does not tell; None: its config does.
 
   Read where `init_from` or `checkpoint` is such a file; see

@@ -11,6 +11,7 @@ from pretrain.methods.mae import mae
 from pretrain.methods.moby import moby
 from pretrain.methods.moco_v2 import moco_v2
 from pretrain.methods.moco_v3 import moco_v3
+from pretrain.methods.mr_mae import mr_mae
 from pretrain.methods.repre import repre
 from pretrain.methods.simclr import simclr
 from pretrain.methods.simsiam import simsiam
@@ -28,6 +29,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
   'dino': dino,
   'mae': mae,
   'local_mim': local_mim,
+  'mr_mae': mr_mae,
 }
 
 

@@ -1,0 +1,276 @@
+"""MR-MAE: pixels of hidden patches, a teacher's features of visible ones.
+
+Gao et al.: Mimic before Reconstruct: Enhancing Masked Autoencoders with Feature
+Mimicking, 2023 (arXiv:2303.05475). No code of the authors is public: what the
+paper leaves open is decided here, and said where.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from models import make_encoder
+from models.convvit import ConvViT
+from models.layers import check_word
+from models.masked_decoders import MaskedDecoder
+from models.masking import Mask, random_masking
+from models.maskings import attention_masking, partition_masking
+from models.mimic import MimicHead, MixedHeads, SumOfLevels
+from models.swin import Swin
+from pretrain import losses
+from pretrain.branch import Branch
+from pretrain.frozen import Frozen
+from pretrain.masked_modeling import MaskedModeling
+from pretrain.methods.mae import mae
+from pretrain.mimic import Mimic
+from training.recipe import Recipe
+
+ERRORS: Mapping[str, Callable[..., jax.Array]] = {
+  'l2': losses.squared_error,
+  'smooth_l1': losses.smooth_l1,
+  'cosine': losses.cosine_distance,
+}
+FOCUS = ('none', 'sample', 'topk')
+FUSIONS = ('none', 'sum', 'multi')
+PLACES = ('encoder', 'decoder')
+DEEP = 5  # levels of the teacher under fusion='multi' (MaskAlign)
+
+
+def mr_mae(
+  encoder: Any,
+  recipe: Recipe,
+  *,
+  teachers: Mapping[str, Mapping[str, Any]],
+  decoder: Mapping[str, Any],
+  mask_ratio: float = 0.75,
+  normalize_pixels: bool = True,
+  pixel_weight: float = 1.0,
+  mimic_weight: float = 1.0,
+  mimic_error: str = 'l2',
+  mimic_at: str = 'encoder',
+  mimic_on: str = 'visible',
+  focus: str = 'none',
+  fusion: str = 'none',
+  masks_per_image: int = 1,
+  dtype: str = 'float32',
+  chunks: int = 1,
+) -> MaskedModeling:
+  """MR-MAE on a ViT, a ConvViT (the paper's MR-MCMAE) or a Swin.
+
+  The loss is MAE's on hidden patches plus, for every teacher, the distance
+  between a linear map of the encoder's output at visible tokens and the
+  teacher's features there: `Frozen` says which.
+
+  Args:
+    encoder: the student.
+    recipe: rates and decay.
+    teachers: by name, dicts with `encoder` (word and fields of an encoder of
+      `models`; None: not used), `weight` (of its loss, beside `mimic_weight`)
+      and `size` (see `Frozen`). The first one in use guides masks.
+    decoder: see `mae`.
+    mask_ratio: share of hidden patches.
+    normalize_pixels: see `mae`.
+    pixel_weight: of the pixel loss; 0 leaves it out, decoder and all.
+    mimic_weight: of all mimic losses; 1 is our choice (both kinds of targets
+      have unit variance); 0 leaves them out.
+    mimic_error: 'l2' (mean squares), 'smooth_l1' (twice, β = 1) or 'cosine'
+      (2 − 2 cos).
+    mimic_at: 'encoder', the paper's, or 'decoder', a second decoder as in
+      methods that predict features of hidden patches: an ablation.
+    mimic_on: at the decoder, 'visible', 'masked' or 'all' patches; at the
+      encoder there are visible ones only.
+    focus: which patches are visible: 'none', random ones; 'sample', drawn with
+      probabilities that follow the teacher's attention; 'topk', those with the
+      most. Which of the two the paper means cannot be found.
+    fusion: 'none', the last block alone; 'sum', linear maps of four blocks at
+      equal distances are added for both losses (a ConvViT adds its stages
+      itself); 'multi', mixtures of all blocks mimic the teacher's last five.
+    masks_per_image: 1, or 1 / (1 − mask_ratio): every image is masked so often
+      that each patch is visible once (FastConvMAE), while it is read and seen
+      by the teachers once.
+    dtype: compute dtype of heads, decoders and teachers.
+    chunks: into how many parts the batch is cut.
+
+  Returns:
+    The method; its branches are `decoder` and `mimic_NAME`.
+
+  Raises:
+    ValueError: no teacher, unknown words, or what does not go together.
+  """
+  check_word('method.mimic_error', mimic_error, tuple(ERRORS))
+  check_word('method.focus', focus, FOCUS)
+  check_word('method.fusion', fusion, FUSIONS)
+  check_word('method.mimic_at', mimic_at, PLACES)
+  if mimic_at == 'encoder' and mimic_on != 'visible':
+    raise ValueError(
+      f'method.mimic_on={mimic_on!r}: the encoder has no hidden patches; set '
+      "method.mimic_at='decoder'"
+    )
+  used = {k: t for k, t in teachers.items() if t.get('encoder')}
+  if not used:
+    raise ValueError(
+      'MR-MAE needs a teacher: set method.teachers.first.checkpoint to a run '
+      "or to a file of others' weights"
+    )
+  depth = DEEP if fusion == 'multi' else 1
+  frozen = {
+    name: _frozen(teacher, depth, dtype) for name, teacher in used.items()
+  }
+  base = mae(
+    encoder,
+    recipe,
+    decoder=decoder,
+    mask_ratio=mask_ratio,
+    normalize_pixels=normalize_pixels,
+    dtype=dtype,
+    chunks=chunks,
+  )
+  branches = dict(base.branches) if pixel_weight else {}
+  weights = dict(decoder=pixel_weight)
+  for name, teacher in frozen.items() if mimic_weight else ():
+    fields = dict(source=name, error=ERRORS[mimic_error])
+    if mimic_at == 'encoder':
+      branch = _at_encoder(encoder, teacher, fusion, dtype, **fields)
+    else:
+      branch = _at_decoder(
+        encoder, teacher, decoder, dtype, on=mimic_on, **fields
+      )
+    branches[f'mimic_{name}'] = branch
+    weights[f'mimic_{name}'] = mimic_weight * used[name].get('weight', 1.0)
+  if not branches:
+    raise ValueError('method.pixel_weight and mimic_weight are both 0')
+  return MaskedModeling(
+    encoder=encoder,
+    masking=_masking(encoder, mask_ratio, focus, masks_per_image),
+    branches=branches,
+    weights=weights,
+    recipe=recipe,
+    neck=_neck(encoder, fusion, dtype),
+    teachers=frozen,
+    guide=next(iter(frozen)) if focus != 'none' else None,
+    copies=masks_per_image,
+    chunks=chunks,
+    drawn=('decoder',) if pixel_weight else (),
+  )
+
+
+def _frozen(teacher: Mapping[str, Any], depth: int, dtype: str) -> Frozen:
+  """A teacher whose last `depth` levels, where it has them, are mimicked."""
+  # A config out of JSON has lists, which modules cannot hold.
+  fields = {
+    k: tuple(v) if isinstance(v, list) else v
+    for k, v in teacher['encoder'].items()
+    if v is not None
+  }
+  size = teacher.get('size')
+  encoder = make_encoder(fields.pop('name'), **dict(fields, dtype=dtype))
+  same = encoder.strides.count(encoder.strides[-1])
+  return Frozen(
+    encoder=encoder,
+    levels=tuple(range(-min(depth, same), 0)),
+    size=size and (size, size),
+  )
+
+
+def _at_encoder(
+  encoder: Any, teacher: Frozen, fusion: str, dtype: str, **fields: Any
+) -> Mimic:
+  width, parts = _width(teacher.encoder), len(teacher.levels)
+  if fusion != 'multi':
+    head = MimicHead(width, dtype=dtype)
+    return Mimic(levels=('final',), head=head, **fields)
+  return Mimic(
+    levels=_same_grid(encoder, fusion, least=parts),
+    head=MixedHeads(width, parts, dtype=dtype),
+    parts=parts,
+    **fields,
+  )
+
+
+def _at_decoder(
+  encoder: Any,
+  teacher: Frozen,
+  decoder: Mapping[str, Any],
+  dtype: str,
+  **fields: Any,
+) -> Branch:
+  if len(teacher.levels) > 1:
+    raise ValueError("method.fusion='multi' needs method.mimic_at='encoder'")
+  return Branch(
+    levels=('final',),
+    decoder=MaskedDecoder(
+      out_features=_width(teacher.encoder),
+      attention_impl=encoder.attention_impl,
+      dtype=dtype,
+      **decoder,
+    ),
+    target=_as_it_is,
+    **fields,
+  )
+
+
+def _as_it_is(said: jax.Array) -> jax.Array:
+  return said
+
+
+def _width(encoder: Any) -> int:
+  """Of the last level's tokens."""
+  if isinstance(encoder, Swin):
+    return encoder.width * 2 ** (len(encoder.depths) - 1)
+  return encoder.width
+
+
+def _same_grid(encoder: Any, fusion: str, *, least: int) -> tuple[int, ...]:
+  """The levels on the last one's grid.
+
+  Raises:
+    ValueError: fewer than `least`.
+  """
+  last = encoder.strides[-1]
+  found = tuple(i for i, s in enumerate(encoder.strides) if s == last)
+  if len(found) < least:
+    raise ValueError(
+      f'method.fusion={fusion!r} needs {least} levels on one grid; this '
+      f'{type(encoder).__name__} has {len(found)}'
+    )
+  return found
+
+
+def _neck(encoder: Any, fusion: str, dtype: str) -> SumOfLevels | None:
+  """Blocks N/4, N/2, 3N/4 and N, added up."""
+  if fusion != 'sum' or isinstance(encoder, ConvViT):
+    return None
+  levels = _same_grid(encoder, fusion, least=4)
+  n = len(levels)
+  return SumOfLevels(
+    tuple(levels[n * i // 4 - 1] for i in (1, 2, 3, 4)), dtype=dtype
+  )
+
+
+def _masking(
+  encoder: Any, ratio: float, focus: str, masks_per_image: int
+) -> Callable[..., Mask]:
+  """Which patches are hidden.
+
+  Raises:
+    ValueError: several masks that do not fit the ratio, or are not random.
+  """
+  if masks_per_image == 1:
+    if focus != 'none':
+      return functools.partial(attention_masking, ratio=ratio, pick=focus)
+    return functools.partial(
+      random_masking, ratio=ratio, shared=isinstance(encoder, Swin)
+    )
+  if focus != 'none':
+    raise ValueError(
+      'method.masks_per_image shows every patch once: it needs '
+      "method.focus='none'"
+    )
+  if abs(masks_per_image * (1 - ratio) - 1) > 1e-6:
+    raise ValueError(
+      f'method.masks_per_image={masks_per_image} shows 1/{masks_per_image} of '
+      f'the patches: set method.mask_ratio to {1 - 1 / masks_per_image:g}'
+    )
+  return functools.partial(partition_masking, parts=masks_per_image)

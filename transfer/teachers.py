@@ -1,0 +1,104 @@
+"""Frozen teachers of a pre-training: runs, or weights of others."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from interop.files import is_weights
+from training import distributed, storage
+from training.checkpoint import Checkpoints
+from transfer.backbone import ENCODER, FREE, load_backbone
+
+
+def load_teachers(
+  config: Any, workdir: epath.PathLike, *, channels: int
+) -> tuple[Any, Mapping[str, Any] | None]:
+  """The config with its teachers' encoders, and their parameters.
+
+  Every `config.method.teachers.NAME.checkpoint` that is set is read: a workdir,
+  one of its checkpoints, or a file of others' weights. The teacher becomes part
+  of the run's own checkpoints, so that a run that continues no longer needs it.
+
+  Args:
+    config: of the run.
+    workdir: its folder.
+    channels: of the images; weights of others are adapted to them.
+
+  Returns:
+    The config, a copy where there are teachers, whose `encoder` is filled in,
+    and {path in the method's state: array}; None where there is nothing to
+    read.
+
+  Raises:
+    CheckpointError, WeightsError: nothing to read there.
+    ValueError: a run on images of other channels, or no teacher at all.
+  """
+  teachers = config.method.get('teachers')
+  if not teachers:
+    return config, None
+  wanted = {k: t for k, t in teachers.items() if t.checkpoint}
+  if not wanted:
+    first = f'config.method.teachers.{min(teachers)}.checkpoint'
+    raise ValueError(
+      f'{config.method.name} needs a teacher: set {first} to the workdir of a '
+      "run or to a file of others' weights (DINO, CLIP, timm, Hugging Face)"
+    )
+  recorded = None
+  if Checkpoints(workdir).steps():
+    recorded = _recorded(workdir)
+  specs, params = {}, {}
+  for name, teacher in wanted.items():
+    if recorded is not None:
+      specs[name] = recorded.get(name, {}).get('encoder')
+      continue
+    specs[name], arrays = _load(teacher, channels=channels)
+    for path, leaf in arrays.items():
+      params[f'teachers/{name}/{path}'] = leaf
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    for name, spec in specs.items():
+      config.method.teachers[name].encoder = spec and type(config)(spec)
+  return config, params or None
+
+
+def _load(teacher: Any, *, channels: int) -> tuple[dict[str, Any], Any]:
+  """Word and fields of one teacher's encoder, and its parameters."""
+  told = {k: v for k, v in (teacher.get('weights') or {}).items() if v}
+  if is_weights(teacher.checkpoint):
+    told.setdefault('in_channels', channels)
+  backbone = load_backbone(
+    teacher.checkpoint, which=teacher.which, weights=told
+  )
+  if backbone.encoder.in_channels != channels:
+    raise ValueError(
+      f'{teacher.checkpoint} takes images of {backbone.encoder.in_channels} '
+      f'channels, these have {channels}'
+    )
+  if jax.process_index() == 0:
+    print(f'teacher: {backbone.where} ({backbone.which})', file=sys.stderr)
+  spec = {
+    k: v
+    for k, v in backbone.config['encoder'].items()
+    if v is not None and k not in FREE
+  }
+  arrays = {
+    path.removeprefix(ENCODER): leaf for path, leaf in backbone.params.items()
+  }
+  return dict(spec, in_channels=channels), arrays
+
+
+def _recorded(workdir: epath.PathLike) -> Mapping[str, Any]:
+  """The teachers that a run began with."""
+  path = storage.resolve(workdir) / 'config.json'
+
+  def read():
+    try:
+      return json.loads(path.read_text())['method']['teachers']
+    except (OSError, ValueError, KeyError):
+      return {}  # `workdir.check_config` will tell
+
+  return distributed.on_lead(read)
