@@ -15,7 +15,7 @@ The loss is MAE's on hidden patches and a distance to the teacher's features at
 visible ones. The tricks of the paper, all off but for ConvViT's stages:
 
   visible where the teacher looks: --config.method.focus=sample (or topk)
-  fused blocks: --config.method.fusion=sum (or multi)
+  fused blocks: --config.method.mimic.fusion=sum (or multi)
   convolution stages: the word convvit_b, the paper's MR-MCMAE
   a second teacher: --config.method.teachers.second.checkpoint=...
   four masks of each image: --config.method.masks_per_image=4
@@ -43,12 +43,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     name='mr_mae',
     teachers={name: _teacher() for name in ('first', 'second', 'third')},
     pixel_weight=1.0,
-    mimic_weight=1.0,
-    mimic_error='l2',  # or 'smooth_l1', 'cosine'
-    mimic_at='encoder',  # 'decoder': an ablation
-    mimic_on='visible',  # at the decoder also 'masked', 'all'
+    mimic=dict(
+      weight=1.0,
+      error='l2',  # or 'smooth_l1', 'cosine'
+      at='encoder',  # 'decoder': an ablation
+      on='visible',  # at the decoder also 'masked', 'all'
+      fusion='none',  # or 'sum', 'multi'
+    ),
     focus='none',  # or 'sample', 'topk'
-    fusion='none',  # or 'sum', 'multi'
     masks_per_image=1,
   )
   if config.epochs == 800.0:  # the paper's recipe, no preset
@@ -61,7 +63,7 @@ def _teacher() -> dict:
   return dict(
     checkpoint=config_dict.placeholder(str),  # a run, or a file of others
     which='auto',  # or 'student', 'teacher'
-    weight=1.0,  # of its loss, beside mimic_weight
+    weight=1.0,  # of its loss, beside mimic.weight
     size=config_dict.placeholder(int),  # None: such that the grids fit
     weights=common.weights(),  # what a file of others does not tell
     encoder=config_dict.placeholder(dict),  # the checkpoint's

@@ -59,10 +59,8 @@ def local_mim(
   """LocalMIM (authors' code, `models_mim.py`).
 
   Each task has a small decoder that predicts what is hidden on a grid of its
-  own, shallow levels on fine ones; the loss is the sum of their mean squared
-  errors. The encoder sees visible patches alone. A ViT hides other patches in
-  every image; a Swin hides tokens of its last stage, the same ones in all
-  images of a batch.
+  own; the loss is the sum of their mean squared errors. The encoder sees
+  visible patches alone, a Swin the same ones in all images.
 
   Args:
     encoder: a ViT, a Swin, or a ConvViT (our extension).
@@ -76,80 +74,66 @@ def local_mim(
     scales: places per token along a side, for each task; None: 4, 2, 1, 1/2 of
       the patches, and whatever grid a stage has.
     target: 'hog', one histogram per place and channel, or 'pixels'.
-    hog_bins: orientations of a histogram; 9, and 18 for the authors' ViT-L and
-      Swin.
-    hog_offset: None, (x, y) added to all gradients, or 'random', numbers in
-      ±1/3 that are the same for every run, other ones for each task: the
-      `hog_bias` of the authors' code, see `Hog`.
-    normalize_pixels: 'pixels': mean 0 and standard deviation 1 in each region.
+    hog_bins: of a histogram; 18 for the authors' ViT-L and Swin.
+    hog_offset: None, (x, y) added to all gradients, or 'random', other numbers
+      in ±1/3 for each task, the same in every run; see `Hog`.
+    normalize_pixels: every region of pixels has mean 0 and deviation 1.
     mask_ratio: share of hidden patches or units.
-    isolate_gradients: no gradient flows from one task's segment of the encoder
-      back to the one before; each is trained by its own task alone.
-    fuse: one task instead: its decoder reads the sum of all levels (each
-      through a linear layer) and predicts at the scale of one place per token.
-    legacy_swin_geometry: as the released Swin, see `Swin.legacy_geometry`.
+    isolate_gradients: each task trains its own segment of the encoder alone.
+    fuse: one task instead, whose decoder reads the sum of all levels and
+      predicts one place per token.
+    legacy_swin_geometry: see `Swin.legacy_geometry`.
     dtype: compute dtype of the decoders.
     chunks: into how many parts the batch is cut.
 
   Returns:
-    The method; its branches are `level_i` (`level_i_b` is a second task there),
-    or `fused`.
+    The method; its branches are `level_i` (a second task there `level_i_b`), or
+    `fused`.
 
   Raises:
-    ValueError: levels, scales or widths that do not fit together, or an unknown
-      target.
+    ValueError: unknown words, or what does not fit together.
   """
   check_word('method.target', target, TARGETS)
   if legacy_swin_geometry:
-    if not isinstance(encoder, Swin):
-      raise ValueError('method.legacy_swin_geometry is for a Swin')
-    encoder = encoder.clone(legacy_geometry=True)
+    encoder = _legacy(encoder)
   levels = _levels(encoder, levels)
   taps = [_tap(encoder, level) for level in levels]
-  count = 1 if fuse else len(levels)
-  scales = _scales(encoder, scales, count, fuse=fuse)
-  decoders = _decoders(decoder, count)
-  groups = [taps] if fuse else [[tap] for tap in taps]
   names = ['fused'] if fuse else _names(levels)
-  statistics = dict(mean=encoder.mean, std=encoder.std)
+  groups = [taps] if fuse else [[tap] for tap in taps]
+  scales = _scales(encoder, scales, len(names), fuse=fuse)
+  decoders = _decoders(decoder, len(names))
   branches = {}
-  for i, (name, group, scale, fields) in enumerate(
-    zip(names, groups, scales, decoders, strict=True)
-  ):
-    region = _region(group[-1].stride, scale)
-    branches[name] = Branch(
-      levels=tuple(tap.where for tap in group),
-      decoder=MaskedDecoder(
-        out_features=encoder.in_channels
-        * (hog_bins if target == 'hog' else region**2),
-        norm_input=True,
-        scale=scale,
-        conv_out=not isinstance(encoder, Swin),
-        attention_impl=encoder.attention_impl,
-        dtype=dtype,
-        **fields,
-      ),
-      target=Hog(
-        cell=region, bins=hog_bins, offset=_offset(hog_offset, i), **statistics
-      )
-      if target == 'hog'
-      else NormalizedPixels(
-        patch_size=region, by_patch=normalize_pixels, **statistics
-      ),
-      error=squared_error,
-      on='masked',
+  for i, (name, group) in enumerate(zip(names, groups, strict=True)):
+    hog = dict(bins=hog_bins, offset=_offset(hog_offset, i))
+    wanted = _target(
+      encoder,
+      _region(group[-1].stride, scales[i]),
+      hog=hog if target == 'hog' else None,
+      normalize=normalize_pixels,
     )
+    fields = dict(decoders[i], scale=scales[i], dtype=dtype)
+    branches[name] = _branch(encoder, group, wanted, fields)
+  shared = isinstance(encoder, Swin)
   return MaskedModeling(
     encoder=encoder,
-    masking=functools.partial(
-      random_masking, ratio=mask_ratio, shared=isinstance(encoder, Swin)
-    ),
+    masking=functools.partial(random_masking, ratio=mask_ratio, shared=shared),
     branches=branches,
     recipe=recipe,
     cuts=tuple(tap.cut for tap in taps[:-1]) if isolate_gradients else (),
     chunks=chunks,
     drawn=tuple(branches),
   )
+
+
+def _legacy(encoder: Any) -> Swin:
+  """As the released code encodes.
+
+  Raises:
+    ValueError: no Swin.
+  """
+  if not isinstance(encoder, Swin):
+    raise ValueError('method.legacy_swin_geometry is for a Swin')
+  return encoder.clone(legacy_geometry=True)
 
 
 def _levels(encoder: Any, levels: Sequence[int] | None) -> tuple[int, ...]:
@@ -237,6 +221,39 @@ def _decoders(
       f'method.decoder.width={widths} must be one number, or {count}'
     )
   return [dict(decoder, width=width) for width in widths]
+
+
+def _branch(
+  encoder: Any,
+  taps: Sequence[Tap],
+  target: Hog | NormalizedPixels,
+  fields: Mapping[str, Any],
+) -> Branch:
+  """One task."""
+  each = target.bins if isinstance(target, Hog) else target.patch_size**2
+  return Branch(
+    levels=tuple(tap.where for tap in taps),
+    decoder=MaskedDecoder(
+      out_features=each * encoder.in_channels,
+      norm_input=True,
+      conv_out=not isinstance(encoder, Swin),
+      attention_impl=encoder.attention_impl,
+      **fields,
+    ),
+    target=target,
+    error=squared_error,
+    on='masked',
+  )
+
+
+def _target(
+  encoder: Any, region: int, *, hog: Mapping[str, Any] | None, normalize: bool
+) -> Hog | NormalizedPixels:
+  """What a place of `region` px a side is to predict: `hog`, or pixels."""
+  statistics = dict(mean=encoder.mean, std=encoder.std)
+  if hog is not None:
+    return Hog(cell=region, **hog, **statistics)
+  return NormalizedPixels(patch_size=region, by_patch=normalize, **statistics)
 
 
 def _offset(given: Any, task: int) -> tuple[float, float] | None:

@@ -5,6 +5,7 @@ Mimicking, 2023 (arXiv:2303.05475). No code of the authors is public: what the
 paper leaves open is decided here, and said where.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,13 +15,12 @@ import jax
 from models import make_encoder
 from models.convvit import ConvViT
 from models.layers import check_word
-from models.masked_decoders import MaskedDecoder
 from models.masking import Mask, random_masking
 from models.maskings import attention_masking, partition_masking
 from models.mimic import MimicHead, MixedHeads, SumOfLevels
 from models.swin import Swin
 from pretrain import losses
-from pretrain.branch import Branch
+from pretrain.branch import WHERE, Branch
 from pretrain.frozen import Frozen
 from pretrain.masked_modeling import MaskedModeling
 from pretrain.methods.mae import mae
@@ -38,6 +38,49 @@ PLACES = ('encoder', 'decoder')
 DEEP = 5  # levels of the teacher under fusion='multi' (MaskAlign)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mimicry:
+  """How a teacher is mimicked.
+
+  Attributes:
+    weight: of all mimic losses; 1 is our choice (they and MAE's have targets of
+      unit variance); 0 leaves them out.
+    error: 'l2' (mean squares), 'smooth_l1' (twice, β = 1) or 'cosine' (2 − 2
+      cos).
+    at: 'encoder', the paper's, or 'decoder', a second decoder as in methods
+      that predict features of hidden patches: an ablation.
+    on: at the decoder 'visible', 'masked' or 'all' patches; at the encoder
+      there are visible ones only.
+    fusion: 'none', the last block alone; 'sum', linear maps of four blocks at
+      equal distances are added, for both losses (a ConvViT adds its stages
+      itself); 'multi', mixtures of all blocks mimic the teacher's last five.
+  """
+
+  weight: float = 1.0
+  error: str = 'l2'
+  at: str = 'encoder'
+  on: str = 'visible'
+  fusion: str = 'none'
+
+  def __post_init__(self):
+    for name, word, known in (
+      ('error', self.error, tuple(ERRORS)),
+      ('at', self.at, PLACES),
+      ('on', self.on, WHERE),
+      ('fusion', self.fusion, FUSIONS),
+    ):
+      check_word(f'method.mimic.{name}', word, known)
+    if self.at == 'encoder' and self.on != 'visible':
+      raise ValueError(
+        f'method.mimic.on={self.on!r}: the encoder has no hidden patches; set '
+        "method.mimic.at='decoder'"
+      )
+    if self.at == 'decoder' and self.fusion == 'multi':
+      raise ValueError(
+        "method.mimic.fusion='multi' needs method.mimic.at='encoder'"
+      )
+
+
 def mr_mae(
   encoder: Any,
   recipe: Recipe,
@@ -47,12 +90,8 @@ def mr_mae(
   mask_ratio: float = 0.75,
   normalize_pixels: bool = True,
   pixel_weight: float = 1.0,
-  mimic_weight: float = 1.0,
-  mimic_error: str = 'l2',
-  mimic_at: str = 'encoder',
-  mimic_on: str = 'visible',
+  mimic: Mapping[str, Any] | None = None,
   focus: str = 'none',
-  fusion: str = 'none',
   masks_per_image: int = 1,
   dtype: str = 'float32',
   chunks: int = 1,
@@ -67,26 +106,16 @@ def mr_mae(
     encoder: the student.
     recipe: rates and decay.
     teachers: by name, dicts with `encoder` (word and fields of an encoder of
-      `models`; None: not used), `weight` (of its loss, beside `mimic_weight`)
+      `models`; None: not used), `weight` (of its loss, beside the common one)
       and `size` (see `Frozen`). The first one in use guides masks.
     decoder: see `mae`.
     mask_ratio: share of hidden patches.
     normalize_pixels: see `mae`.
     pixel_weight: of the pixel loss; 0 leaves it out, decoder and all.
-    mimic_weight: of all mimic losses; 1 is our choice (both kinds of targets
-      have unit variance); 0 leaves them out.
-    mimic_error: 'l2' (mean squares), 'smooth_l1' (twice, β = 1) or 'cosine'
-      (2 − 2 cos).
-    mimic_at: 'encoder', the paper's, or 'decoder', a second decoder as in
-      methods that predict features of hidden patches: an ablation.
-    mimic_on: at the decoder, 'visible', 'masked' or 'all' patches; at the
-      encoder there are visible ones only.
+    mimic: fields of `Mimicry`.
     focus: which patches are visible: 'none', random ones; 'sample', drawn with
       probabilities that follow the teacher's attention; 'topk', those with the
       most. Which of the two the paper means cannot be found.
-    fusion: 'none', the last block alone; 'sum', linear maps of four blocks at
-      equal distances are added for both losses (a ConvViT adds its stages
-      itself); 'multi', mixtures of all blocks mimic the teacher's last five.
     masks_per_image: 1, or 1 / (1 − mask_ratio): every image is masked so often
       that each patch is visible once (FastConvMAE), while it is read and seen
       by the teachers once.
@@ -99,25 +128,8 @@ def mr_mae(
   Raises:
     ValueError: no teacher, unknown words, or what does not go together.
   """
-  check_word('method.mimic_error', mimic_error, tuple(ERRORS))
+  how = Mimicry(**(mimic or {}))
   check_word('method.focus', focus, FOCUS)
-  check_word('method.fusion', fusion, FUSIONS)
-  check_word('method.mimic_at', mimic_at, PLACES)
-  if mimic_at == 'encoder' and mimic_on != 'visible':
-    raise ValueError(
-      f'method.mimic_on={mimic_on!r}: the encoder has no hidden patches; set '
-      "method.mimic_at='decoder'"
-    )
-  used = {k: t for k, t in teachers.items() if t.get('encoder')}
-  if not used:
-    raise ValueError(
-      'MR-MAE needs a teacher: set method.teachers.first.checkpoint to a run '
-      "or to a file of others' weights"
-    )
-  depth = DEEP if fusion == 'multi' else 1
-  frozen = {
-    name: _frozen(teacher, depth, dtype) for name, teacher in used.items()
-  }
   base = mae(
     encoder,
     recipe,
@@ -127,62 +139,77 @@ def mr_mae(
     dtype=dtype,
     chunks=chunks,
   )
+  used = _used(teachers)
+  frozen = {name: _frozen(used[name], how, dtype) for name in used}
   branches = dict(base.branches) if pixel_weight else {}
   weights = dict(decoder=pixel_weight)
-  for name, teacher in frozen.items() if mimic_weight else ():
-    fields = dict(source=name, error=ERRORS[mimic_error])
-    if mimic_at == 'encoder':
-      branch = _at_encoder(encoder, teacher, fusion, dtype, **fields)
-    else:
-      branch = _at_decoder(
-        encoder, teacher, decoder, dtype, on=mimic_on, **fields
-      )
-    branches[f'mimic_{name}'] = branch
-    weights[f'mimic_{name}'] = mimic_weight * used[name].get('weight', 1.0)
+  for name, teacher in frozen.items() if how.weight else ():
+    task = f'mimic_{name}'
+    weights[task] = how.weight * used[name].get('weight', 1.0)
+    branches[task] = (
+      _at_encoder(encoder, name, teacher, how, dtype)
+      if how.at == 'encoder'
+      else _at_decoder(base, name, teacher, how)
+    )
   if not branches:
-    raise ValueError('method.pixel_weight and mimic_weight are both 0')
-  return MaskedModeling(
-    encoder=encoder,
+    raise ValueError('method.pixel_weight and method.mimic.weight are both 0')
+  return dataclasses.replace(
+    base,
     masking=_masking(encoder, mask_ratio, focus, masks_per_image),
     branches=branches,
     weights=weights,
-    recipe=recipe,
-    neck=_neck(encoder, fusion, dtype),
+    neck=_neck(encoder, how.fusion, dtype),
     teachers=frozen,
     guide=next(iter(frozen)) if focus != 'none' else None,
     copies=masks_per_image,
-    chunks=chunks,
     drawn=('decoder',) if pixel_weight else (),
   )
 
 
-def _frozen(teacher: Mapping[str, Any], depth: int, dtype: str) -> Frozen:
-  """A teacher whose last `depth` levels, where it has them, are mimicked."""
+def _used(teachers: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+  """The teachers that have an encoder.
+
+  Raises:
+    ValueError: none has.
+  """
+  used = {k: t for k, t in teachers.items() if t.get('encoder')}
+  if not used:
+    raise ValueError(
+      'MR-MAE needs a teacher: set method.teachers.first.checkpoint to a run '
+      "or to a file of others' weights"
+    )
+  return used
+
+
+def _frozen(teacher: Mapping[str, Any], how: Mimicry, dtype: str) -> Frozen:
+  """A teacher, with the levels that are mimicked."""
   # A config out of JSON has lists, which modules cannot hold.
   fields = {
     k: tuple(v) if isinstance(v, list) else v
     for k, v in teacher['encoder'].items()
     if v is not None
   }
-  size = teacher.get('size')
   encoder = make_encoder(fields.pop('name'), **dict(fields, dtype=dtype))
   same = encoder.strides.count(encoder.strides[-1])
+  depth = min(DEEP, same) if how.fusion == 'multi' else 1
+  size = teacher.get('size')
   return Frozen(
     encoder=encoder,
-    levels=tuple(range(-min(depth, same), 0)),
+    levels=tuple(range(-depth, 0)),
     size=size and (size, size),
   )
 
 
 def _at_encoder(
-  encoder: Any, teacher: Frozen, fusion: str, dtype: str, **fields: Any
+  encoder: Any, name: str, teacher: Frozen, how: Mimicry, dtype: str
 ) -> Mimic:
   width, parts = _width(teacher.encoder), len(teacher.levels)
-  if fusion != 'multi':
+  fields = dict(source=name, error=ERRORS[how.error])
+  if how.fusion != 'multi':
     head = MimicHead(width, dtype=dtype)
     return Mimic(levels=('final',), head=head, **fields)
   return Mimic(
-    levels=_same_grid(encoder, fusion, least=parts),
+    levels=_same_grid(encoder, how.fusion, least=parts),
     head=MixedHeads(width, parts, dtype=dtype),
     parts=parts,
     **fields,
@@ -190,24 +217,17 @@ def _at_encoder(
 
 
 def _at_decoder(
-  encoder: Any,
-  teacher: Frozen,
-  decoder: Mapping[str, Any],
-  dtype: str,
-  **fields: Any,
+  base: MaskedModeling, name: str, teacher: Frozen, how: Mimicry
 ) -> Branch:
-  if len(teacher.levels) > 1:
-    raise ValueError("method.fusion='multi' needs method.mimic_at='encoder'")
-  return Branch(
-    levels=('final',),
-    decoder=MaskedDecoder(
-      out_features=_width(teacher.encoder),
-      attention_impl=encoder.attention_impl,
-      dtype=dtype,
-      **decoder,
-    ),
+  """MAE's branch with the teacher's features in the pixels' place."""
+  branch = base.branches['decoder']
+  return dataclasses.replace(
+    branch,
+    decoder=branch.decoder.clone(out_features=_width(teacher.encoder)),
     target=_as_it_is,
-    **fields,
+    error=ERRORS[how.error],
+    on=how.on,
+    source=name,
   )
 
 
@@ -232,7 +252,7 @@ def _same_grid(encoder: Any, fusion: str, *, least: int) -> tuple[int, ...]:
   found = tuple(i for i, s in enumerate(encoder.strides) if s == last)
   if len(found) < least:
     raise ValueError(
-      f'method.fusion={fusion!r} needs {least} levels on one grid; this '
+      f'method.mimic.fusion={fusion!r} needs {least} levels on one grid; this '
       f'{type(encoder).__name__} has {len(found)}'
     )
   return found
