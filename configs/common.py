@@ -31,6 +31,7 @@ SWINS = tuple(name for name in DECODER_WIDTH if name.startswith('swin'))
 CONVVITS = tuple(name for name in DECODER_WIDTH if name.startswith('convvit'))
 COMPLETE = SWINS + CONVVITS  # no patch size follows
 ENCODERS = VITS + COMPLETE
+SMALL = ('cifar10', 'photos')  # data that `small` is for
 # Heads of DINO's and DeiT's ViT where MoCo v3's has others.
 DEIT_HEADS = dict(vit_ti=3, vit_s=6)
 
@@ -237,6 +238,14 @@ def repre(word: str, **fields) -> dict:
   )
 
 
+def whole_cells(config: ml_collections.ConfigDict, word: str) -> None:
+  """Brings images to at least 3 x 3 of the units that a Swin can hide."""
+  if word in SWINS:
+    cell = 16 if word == 'swin_mini' else 32
+    side = config.data.image_size
+    config.data.image_size = max(-(-side // cell), 3) * cell
+
+
 def small(config: ml_collections.ConfigDict, data: str) -> dict:
   """What small images and small batches change, whatever the method.
 
@@ -252,7 +261,7 @@ def small(config: ml_collections.ConfigDict, data: str) -> dict:
   Returns:
     Sizes of small heads, {hidden, out}; empty where the paper's recipe stands.
   """
-  if data not in ('cifar10', 'photos'):
+  if data not in SMALL:
     return {}
   per = config.optim.per / 256
   if data == 'cifar10':

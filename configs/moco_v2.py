@@ -5,7 +5,9 @@ r"""MoCo v2, alone or with RePre (arXiv:2003.04297, 2201.06857).
   python main.py --config=configs/moco_v2.py:vit_mini4,photos \
     --workdir=runs/moco_v2
 
-Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre.
+Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
+masked. With masked the encoder also learns MAE's task on one view; see
+config.method.masked.
 
 The numbers on ViT that RePre compares with are those of DINO's authors, who
 gave it a head of three layers with BatchNorm and 256 outputs (arXiv:2104.14294,
@@ -18,13 +20,14 @@ on photographs see docs/results.md.
 
 import ml_collections
 
-from configs import common, optim, views
+from configs import common, mae, optim, views
 from configs.data import DATA
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A recipe for ViT, and presets for small data."""
-  words = common.parse(arg, encoder='vit_s16', data='arrays', flags=('repre',))
+  flags = ('repre', 'masked')
+  words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 1024, 300.0
   config.dtype = 'bfloat16'
@@ -49,4 +52,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     queue = 8192 if words.data == 'cifar10' else 1024
     config.method.update(head, queue=queue)
     config.method.momentum = min(config.method.momentum, 0.99)
+  mae.beside(config, words)
   return config

@@ -5,7 +5,9 @@ r"""MoCo v3, alone or with RePre (arXiv:2104.02057, 2201.06857).
   python main.py --config=configs/moco_v3.py:vit_mini4,cifar10,repre \
     --config.data.data_dir=$HOME/tensorflow_datasets --workdir=runs/cifar10
 
-Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre.
+Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
+masked. With masked the encoder also learns MAE's task on one view; see
+config.method.masked.
 
 The recipe is the authors' for ImageNet: batch 4096, 300 epochs, AdamW with
 1.5e-4 per 256 images and decay 0.1, 40 epochs of warm-up. Published linear
@@ -16,13 +18,14 @@ Not run here; for minutes on photographs see docs/results.md.
 
 import ml_collections
 
-from configs import common, optim, views
+from configs import common, mae, optim, views
 from configs.data import DATA
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  words = common.parse(arg, encoder='vit_s16', data='arrays', flags=('repre',))
+  flags = ('repre', 'masked')
+  words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 4096, 300.0
   config.dtype = 'bfloat16'
@@ -41,4 +44,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.optim = optim.adamw(base_lr=1.5e-4, decay=0.1, warmup_epochs=40.0)
   # Fewer negatives and short runs want smaller heads and a higher rate.
   config.method.update(common.small(config, words.data))
+  mae.beside(config, words)
   return config

@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from models import layers, patches
 from models.dense import Dense
+from models.initializers import TORCH, torch_bias
 from models.swin_blocks import SwinBlock
 from models.windows import Windows
 
@@ -34,6 +35,40 @@ def level_indices(depth: int, k: int = 4) -> tuple[int, ...]:
   if not 1 <= k <= depth:
     raise ValueError(f'{k} levels of {depth} blocks: choose 1 to {depth}')
   return tuple(depth // k * i - 1 for i in range(1, k)) + (depth - 1,)
+
+
+def _block_widths(width: int | tuple[int, ...], levels: int) -> tuple[int, ...]:
+  """Width of every fusion block, from deep to shallow.
+
+  Raises:
+    ValueError: not one per block.
+  """
+  blocks = max(levels - 1, 1)
+  if isinstance(width, int):
+    return (width,) * blocks
+  if len(width) != blocks:
+    raise ValueError(
+      f'width {tuple(width)} has {len(width)} numbers for {blocks} fusion '
+      f'blocks of {levels} levels: give {blocks}, or one for all'
+    )
+  return tuple(width)
+
+
+def lateral_widths(
+  width: int | tuple[int, ...], levels: int
+) -> tuple[int, ...]:
+  """What levels are brought to before they are fused, shallow to deep.
+
+  Args:
+    width: of `FusionDecoder`.
+    levels: how many.
+
+  Raises:
+    ValueError: widths that are not one per fusion block.
+  """
+  widths = _block_widths(width, levels)
+  # The deepest two meet in the first block.
+  return (widths[0], *widths)[::-1][-levels:]
 
 
 class FusionDecoder(nn.Module):
@@ -103,11 +138,10 @@ class FusionDecoder(nn.Module):
     if self.lateral:
       # No ReLU follows, hence a gain of 1 where the 3x3 take He's 2.
       init = nn.initializers.lecun_normal()
-      # The deepest two meet in the first block.
-      shallow_first = (widths[0], *widths)[::-1][-len(maps) :]
+      laterals = lateral_widths(self.width, len(maps))
       maps = [
         self._conv(width, 1, init, f'lateral_{i}')(m)
-        for i, (m, width) in enumerate(zip(maps, shallow_first, strict=True))
+        for i, (m, width) in enumerate(zip(maps, laterals, strict=True))
       ]
     *shallower, x = maps
     if not shallower:
@@ -132,15 +166,7 @@ class FusionDecoder(nn.Module):
         raise ValueError(
           f'levels must not get finer from shallow to deep: grids {grids}'
         )
-    blocks = max(len(maps) - 1, 1)
-    if isinstance(self.width, int):
-      return (self.width,) * blocks
-    if len(self.width) != blocks:
-      raise ValueError(
-        f'width {tuple(self.width)} has {len(self.width)} numbers for {blocks} '
-        f'fusion blocks of {len(maps)} levels: give {blocks}, or one for all'
-      )
-    return tuple(self.width)
+    return _block_widths(self.width, len(maps))
 
   def _fuse(self, x: jax.Array, block: int, width: int) -> jax.Array:
     if self.fusion == 'transformer':
@@ -195,3 +221,33 @@ class FusionDecoder(nn.Module):
       name=name,
       **kwargs,
     )
+
+
+class LinearDecoder(nn.Module):
+  """SimMIM's head (Xie et al., arXiv:2111.09886, section 3.3).
+
+  One 1x1 convolution of one map predicts everything, hidden or not. Starts as
+  PyTorch's default, which is the authors'.
+
+  Parameters: `out`, a kernel and a bias, float32 whatever `dtype` says.
+
+  Attributes:
+    out_features: numbers f that are predicted for each place.
+    dtype: 'float32' or 'bfloat16' for the product.
+  """
+
+  out_features: int
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, maps: tuple[jax.Array, ...]) -> jax.Array:
+    """Maps the only element [b, h, w, d] to [b, h, w, f] float32."""
+    (x,) = maps
+    out = Dense(
+      self.out_features,
+      dtype=layers.compute_dtype(self.dtype),
+      kernel_init=TORCH,
+      bias_init=torch_bias(x.shape[-1]),
+      name='out',
+    )
+    return out(x).astype(jnp.float32)

@@ -15,6 +15,9 @@ from training.state import named_leaves, path_name
 
 # Where a checkpoint keeps them.
 HEADS = dict(student='params/', teacher='method_state/teacher/')
+# Stands among an encoder's parameters, and belongs to the task that hides
+# patches (SimMIM): whole images never meet it.
+TASKS_OWN = 'encoder/mask_token/'
 
 
 def load_params(
@@ -78,8 +81,8 @@ def matching(
 ) -> dict[str, np.ndarray]:
   """What of a run's parameters another method can start from.
 
-  The encoder must fit as a whole; heads and decoders are taken where name and
-  shape agree, and what is not taken is logged.
+  The encoder must fit as a whole; heads, decoders and a mask token are taken
+  where name and shape agree, and what is not taken is logged.
 
   Args:
     found: {parameter path: array} of the other run.
@@ -96,7 +99,11 @@ def matching(
   wanted = named_leaves(params)
 
   def encoder(leaves):
-    return {k: v for k, v in leaves.items() if k.startswith('encoder/')}
+    return {
+      name: leaf
+      for name, leaf in leaves.items()
+      if name.startswith('encoder/') and not name.startswith(TASKS_OWN)
+    }
 
   # Only shapes matter: weights kept in half precision become float32.
   records = {

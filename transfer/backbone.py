@@ -15,7 +15,7 @@ from interop.load import load_encoder
 from models import make_encoder
 from training import distributed, storage
 from training.checkpoint import CheckpointError
-from training.warm_start import load_params
+from training.warm_start import TASKS_OWN, load_params
 
 ENCODER = 'encoder/'
 WHICH = ('auto', 'student', 'teacher')
@@ -106,7 +106,7 @@ def load_backbone(
   params = {
     name: leaf
     for name, leaf in load_params(path, which=which).items()
-    if name.startswith(ENCODER)
+    if name.startswith(ENCODER) and not name.startswith(TASKS_OWN)
   }
   if not params:
     raise CheckpointError(f'{path} has no encoder of a {which}')

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from models import make_encoder
+from pretrain.joint import Joint
+from pretrain.masked_modeling import MaskedModeling
 from pretrain.methods.byol import byol
 from pretrain.methods.dino import dino
 from pretrain.methods.local_mim import local_mim
@@ -14,12 +16,13 @@ from pretrain.methods.moco_v3 import moco_v3
 from pretrain.methods.mr_mae import mr_mae
 from pretrain.methods.repre import repre
 from pretrain.methods.simclr import simclr
+from pretrain.methods.simmim import simmim
 from pretrain.methods.simsiam import simsiam
 from training.fields import unknown
 from training.protocols import Method
 from training.recipe import Recipe, make_recipe
 
-METHODS: Mapping[str, Callable[..., Method]] = {
+CONTRASTIVE: Mapping[str, Callable[..., Method]] = {
   'simclr': simclr,
   'byol': byol,
   'simsiam': simsiam,
@@ -27,10 +30,14 @@ METHODS: Mapping[str, Callable[..., Method]] = {
   'moco_v3': moco_v3,
   'moby': moby,
   'dino': dino,
+}
+MASKED: Mapping[str, Callable[..., MaskedModeling]] = {
   'mae': mae,
+  'simmim': simmim,
   'local_mim': local_mim,
   'mr_mae': mr_mae,
 }
+METHODS: Mapping[str, Callable[..., Method]] = {**CONTRASTIVE, **MASKED}
 
 
 def make_method(
@@ -41,12 +48,12 @@ def make_method(
   dtype: str,
   chunks: int,
 ) -> Method:
-  """The method of a config, wrapped in RePre where the config says so.
+  """The method of a config, with RePre or masked branches where it says so.
 
   Args:
     encoder: an encoder of `models`.
-    config: `config.method` as a plain dict: `name`, `repre` (None or a dict; a
-      contrastive method has it) and the arguments of the method.
+    config: `config.method` as a plain dict: `name`, `repre` and `masked` (None
+      or a dict; a contrastive method has them) and the arguments of the method.
     recipe: rates, decay, clipping.
     dtype: compute dtype of heads and decoder.
     chunks: into how many parts per-example work is cut.
@@ -55,16 +62,38 @@ def make_method(
     The method.
 
   Raises:
-    ValueError: an unknown method.
+    ValueError: an unknown method, or `masked` where it does not belong.
     TypeError: an argument that the method does not have.
   """
   fields = dict(config)
-  name, added = fields.pop('name'), fields.pop('repre', None)
-  if name not in METHODS:
-    raise unknown('method', name, METHODS)
-  common = dict(dtype=dtype, chunks=chunks)
-  method = METHODS[name](encoder, recipe, **common, **fields)
-  return repre(method, recipe, **common, **added) if added else method
+  added, beside = fields.pop('repre', None), fields.pop('masked', None)
+  common = dict(recipe=recipe, dtype=dtype, chunks=chunks)
+  masked = None
+  if beside:
+    beside = dict(beside)
+    weights = beside.pop('contrast_weight', 1.0), beside.pop('weight', 1.0)
+    how = dict(weights=weights, view=beside.pop('view', 'view1'))
+    masked = _named('method.masked.name', MASKED, encoder, beside, **common)
+    encoder = masked.encoder  # which may have a mask token
+  method = _named('method', METHODS, encoder, fields, **common)
+  if added:
+    method = repre(method, **common, **added)
+  return Joint(base=method, masked=masked, **how) if masked else method
+
+
+def _named(
+  what: str,
+  known: Mapping[str, Callable[..., Method]],
+  encoder: Any,
+  config: Mapping[str, Any],
+  **common: Any,
+) -> Method:
+  """One of the known methods, by the name in its config."""
+  fields = dict(config)
+  name = fields.pop('name')
+  if name not in known:
+    raise unknown(what, name, known)
+  return known[name](encoder, **common, **fields)
 
 
 def from_config(

@@ -1,14 +1,18 @@
 """MAE: an autoencoder that sees a quarter of the patches.
 
 He et al.: Masked Autoencoders Are Scalable Vision Learners, 2022
-(arXiv:2111.06377).
+(arXiv:2111.06377). On a Swin: Huang et al., Green Hierarchical Vision
+Transformer for Masked Image Modeling, 2022 (arXiv:2205.13515).
 """
 
 import functools
 from collections.abc import Mapping
 from typing import Any
 
+from models.decoders import level_indices
+from models.layers import check_word
 from models.masked_decoders import MaskedDecoder
+from models.masked_fusion import MaskedFusionDecoder
 from models.masking import random_masking
 from models.swin import Swin
 from pretrain.branch import Branch
@@ -16,6 +20,8 @@ from pretrain.losses import squared_error
 from pretrain.masked_modeling import MaskedModeling
 from pretrain.targets import NormalizedPixels
 from training.recipe import Recipe
+
+DECODERS = ('blocks', 'fusion')
 
 
 def mae(
@@ -31,12 +37,17 @@ def mae(
   """MAE (authors' code, `models_mae.py`).
 
   The loss is the squared error of the hidden patches' pixels, averaged over
-  all hidden patches of the batch.
+  all hidden patches of the batch. A Swin hides tokens of its last stage, the
+  same ones in all images of a batch, and predicts their pixels (GreenMIM).
 
   Args:
-    encoder: a ViT, or a ConvViT (ConvMAE, arXiv:2205.03892).
+    encoder: a ViT, a ConvViT (ConvMAE, arXiv:2205.03892) or a Swin.
     recipe: rates and decay; the authors exclude vectors from decay.
-    decoder: `width`, `depth`, `num_heads` of the `MaskedDecoder`.
+    decoder: `kind` 'blocks' (where nothing is said): `width`, `depth`,
+      `num_heads` of the `MaskedDecoder`. 'fusion': `levels`, how many of the
+      encoder's are fused, as RePre chooses them, and `width`, `fusion`,
+      `fusion_layers` of the `MaskedFusionDecoder`; it predicts patches of the
+      shallowest level.
     mask_ratio: share of hidden patches; int(n · (1 − ratio)) of n stay visible.
     normalize_pixels: whether every patch of the target has mean 0 and standard
       deviation 1.
@@ -47,26 +58,22 @@ def mae(
     The method.
 
   Raises:
-    ValueError: a Swin, whose windows need all patches.
+    ValueError: an unknown kind of decoder, or more levels than there are.
   """
-  if isinstance(encoder, Swin):
-    raise ValueError(
-      'MAE needs an encoder that is given visible patches alone: a ViT or a '
-      'ConvViT, not a Swin'
-    )
-  side = encoder.patch_size
+  fields = dict(decoder)
+  kind = fields.pop('kind', 'blocks')
+  check_word('method.decoder.kind', kind, DECODERS)
+  build = _fusion if kind == 'fusion' else _blocks
+  levels, side, module = build(encoder, dtype=dtype, **fields)
   return MaskedModeling(
     encoder=encoder,
-    masking=functools.partial(random_masking, ratio=mask_ratio),
+    masking=functools.partial(
+      random_masking, ratio=mask_ratio, shared=isinstance(encoder, Swin)
+    ),
     branches={
       'decoder': Branch(
-        levels=('final',),
-        decoder=MaskedDecoder(
-          out_features=side * side * encoder.in_channels,
-          attention_impl=encoder.attention_impl,
-          dtype=dtype,
-          **decoder,
-        ),
+        levels=levels,
+        decoder=module,
         target=NormalizedPixels(
           patch_size=side,
           mean=encoder.mean,
@@ -80,3 +87,26 @@ def mae(
     recipe=recipe,
     chunks=chunks,
   )
+
+
+def _blocks(encoder: Any, **fields: Any) -> tuple[tuple, int, MaskedDecoder]:
+  """MAE's decoder: what it reads, the side of what it predicts, itself."""
+  side = encoder.cell
+  decoder = MaskedDecoder(
+    out_features=side * side * encoder.in_channels,
+    attention_impl=encoder.attention_impl,
+    **fields,
+  )
+  return ('final',), side, decoder
+
+
+def _fusion(
+  encoder: Any, *, levels: int = 4, **fields: Any
+) -> tuple[tuple, int, MaskedFusionDecoder]:
+  """RePre's decoder, likewise."""
+  taps = level_indices(len(encoder.strides), levels)
+  side = encoder.strides[taps[0]]
+  decoder = MaskedFusionDecoder(
+    patch_size=side, out_channels=encoder.in_channels, **fields
+  )
+  return taps, side, decoder
