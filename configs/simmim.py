@@ -25,7 +25,8 @@ and draws the patch embedding from N(0, 0.02²); ours does neither. Not run here
 k-NN and linear probes understate such encoders: fine-tune them
 (configs/finetune.py:simmim).
 
-On small images units are 4 px, or one patch where that is larger (our choice).
+On small images units are 4 px, or one patch where that is larger; swin_mini
+sees 48 px in units of 8 (our choice).
 """
 
 import ml_collections
@@ -86,7 +87,7 @@ def _swin(
 ) -> None:
   config.optim.exclude = SWIN_EXCLUDES
   if words.encoder == 'swin_mini':
-    config.method.mask_unit = 16
+    config.method.mask_unit = 8
   elif config.data.image_size == 224:
     config.data.image_size = NATIVE
     config.encoder.window = 12 if words.encoder == 'swin_l' else 6

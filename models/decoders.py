@@ -233,21 +233,25 @@ class LinearDecoder(nn.Module):
 
   Attributes:
     out_features: numbers f that are predicted for each place.
+    scale: places per token along a side.
     dtype: 'float32' or 'bfloat16' for the product.
   """
 
   out_features: int
+  scale: int = 1
   dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, maps: tuple[jax.Array, ...]) -> jax.Array:
-    """Maps the only element [b, h, w, d] to [b, h, w, f] float32."""
+    """Maps the only element [b, h, w, d] to [b, h * s, w * s, f] float32."""
     (x,) = maps
     out = Dense(
-      self.out_features,
+      self.out_features * self.scale**2,
       dtype=layers.compute_dtype(self.dtype),
       kernel_init=TORCH,
       bias_init=torch_bias(x.shape[-1]),
       name='out',
     )
-    return out(x).astype(jnp.float32)
+    x = out(x).astype(jnp.float32)
+    places = 'b h w (p q f) -> b (h p) (w q) f'
+    return rearrange(x, places, p=self.scale, q=self.scale)

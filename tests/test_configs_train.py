@@ -7,12 +7,17 @@ compile and have tests of their own. The rest is what the file says.
 import importlib
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 import tiny_run
 
 import main
 from configs import common, moco_v3, quickstart
 from training.fields import check_fields
+from training.state import named_leaves
+from training.warm_start import load_params, matching
+from transfer.backbone import load_backbone
 
 STEPS, SIZE, LOCAL = 2, 16, 8
 SMALL = dict(hidden=32, out=16, bottleneck=8, queue=64)
@@ -27,7 +32,7 @@ ENCODERS = dict(
 CASES = [
   ('simclr', 'vit_mini4,lars'),
   ('byol', 'vit_mini4,repre'),
-  ('simsiam', 'vit_mini4'),
+  ('simsiam', 'vit_mini4,masked'),
   ('moco_v2', 'vit_mini4'),
   ('moco_v3', 'swin_mini,repre'),
   ('moby', 'vit_mini4'),
@@ -47,8 +52,9 @@ def small(name, words, **method):
     config.encoder.positions_grid = SIZE // 4
   known = {k: v for k, v in SMALL.items() if k in config.method}
   config.method.update(known | method)
-  if 'decoder' in config.method:
-    config.method.decoder.update(width=16, depth=1, num_heads=2)
+  for part in (config.method, config.method.get('masked') or {}):
+    if 'decoder' in part:
+      part.decoder.update(width=16, depth=1, num_heads=2)
   if config.method.get('repre'):
     width = (8,) if word in common.COMPLETE else 8
     config.method.repre.update(width=width, levels=2)
@@ -77,6 +83,7 @@ def trained(config, workdir):
     assert all(math.isfinite(value) for value in row.values()), row
     assert row['bad_steps'] == 0 and row['grad_norm'] > 0
     assert ('loss_pixels' in row) == bool(config.method.get('repre'))
+    assert ('loss_masked' in row) == bool(config.method.get('masked'))
   return summary
 
 
@@ -85,6 +92,28 @@ def trained(config, workdir):
 )
 def test_two_steps(name, words, tmp_path):
   trained(small(name, words), tmp_path)
+
+
+def test_a_mask_token_stays_with_the_task(tmp_path):
+  """Who reads the encoder gets it without; others start from it."""
+  trained(small('simmim', 'vit_mini4'), tmp_path)
+  found, backbone = load_params(tmp_path), load_backbone(tmp_path)
+  token = 'encoder/mask_token/token'
+  encoder = {name for name in found if name.startswith('encoder/')}
+  assert encoder - backbone.params.keys() == {token}
+  image = jnp.zeros((1, SIZE, SIZE, 3))
+  wanted = jax.eval_shape(backbone.encoder.init, jax.random.key(0), image)
+  assert set(named_leaves(dict(encoder=wanted['params']))) == encoder - {token}
+  mask_token = dict(token=found[token])
+  for theirs in (
+    wanted['params'],
+    wanted['params'] | dict(mask_token=mask_token),
+  ):
+    params = dict(encoder=theirs)
+    taken = matching(found, params, what='SimMIM')
+    assert taken.keys() == set(named_leaves(params))
+  del found[token]
+  assert token not in matching(found, params, what='a run without')
 
 
 def test_the_quickstart_is_moco_v3_on_photographs():
@@ -101,4 +130,4 @@ def test_nothing_that_trains_is_left_out():
     get_config = vars(module).get('get_config')
     if get_config is not None and get_config().task == 'pretrain':
       trains.add(file.stem)
-  assert trains == {*dict(CASES), 'quickstart'}
+  assert trains == {*dict(CASES), 'simmim', 'quickstart'}

@@ -342,6 +342,9 @@ def config_file(name):
   return importlib.import_module(f'configs.{name}')
 
 
+MIXED = ('masked', 'fusion')  # flags of some configs
+
+
 def words_of(name):
   """Words of a config: every encoder and every data set, and the flags."""
   get_config = config_file(name).get_config
@@ -354,7 +357,8 @@ def words_of(name):
     words += [f'{name}4,photos,{flags}' for name in common.VITS]
     words += [f'{name},photos,{flags}' for name in common.COMPLETE]
     words += [f'vit_mini4,{data},{flags}' for data in DATA]
-  return words
+  minis = ('vit_mini4', 'swin_mini', 'convvit_mini')
+  return words + [f'{e},photos,{w}' for w in MIXED for e in minis]
 
 
 LOADED = [(name, words) for name in CONFIGS for words in words_of(name)]
@@ -363,8 +367,9 @@ BUILT = [
   (name, words)
   for name, words in LOADED
   if not words
-  or ('mini' in words and 'photos' in words)
+  or ('mini' in words and 'photos' in words and 'masked' not in words)
   or (name == 'moco_v3' and 'photos,repre' in words)
+  or (name == 'dino' and 'masked' in words)
 ]
 
 
@@ -375,8 +380,8 @@ def load_config(name, words):
   try:
     return get_config(words.rstrip(',')) if words else get_config()
   except ValueError as error:
-    no_flag = 'repre' in words and "unknown config word 'repre'" in str(error)
-    unfit = name == 'mae' and 'swin' in words and 'all patches' in str(error)
+    no_flag = f"unknown config word '{words.rsplit(',')[-1]}'" in str(error)
+    unfit = name == 'simmim' and 'has no mask token' in str(error)
     other_data = name == 'quickstart' and 'is for data' in str(error)
     assert no_flag or unfit or other_data
     return None

@@ -40,6 +40,10 @@ def mae(
   all hidden patches of the batch. A Swin hides tokens of its last stage, the
   same ones in all images of a batch, and predicts their pixels (GreenMIM).
 
+  Differs from GreenMIM's code: the decoder puts every visible unit in its own
+  # place; theirs takes units in the order of the grid for units in the order of
+  # the noise, and so exchanges them.
+
   Args:
     encoder: a ViT, a ConvViT (ConvMAE, arXiv:2205.03892) or a Swin.
     recipe: rates and decay; the authors exclude vectors from decay.

@@ -7,9 +7,11 @@ Xie et al.: SimMIM: A Simple Framework for Masked Image Modeling, 2022
 import functools
 from typing import Any
 
+import jax
+
 from models.convvit import ConvViT
 from models.decoders import LinearDecoder
-from models.masking import random_masking
+from models.masking import Mask, random_masking
 from pretrain.branch import Branch
 from pretrain.masked_modeling import MaskedModeling
 from pretrain.targets import NormalizedPixels
@@ -40,7 +42,7 @@ def simmim(
     recipe: rates and decay.
     mask_ratio: share of hidden units.
     mask_unit: side in pixels of the squares that are hidden or visible as a
-      whole.
+      whole: so many patches, or, of a Swin, a part of its stride.
     dtype: compute dtype of the head.
     chunks: into how many parts the batch is cut.
 
@@ -48,33 +50,32 @@ def simmim(
     The method.
 
   Raises:
-    ValueError: a ConvViT, or units that are not made of the encoder's cells.
+    ValueError: a ConvViT, or units that do not fit the encoder.
   """
   if isinstance(encoder, ConvViT):
     raise ValueError(
       'SimMIM puts a token in the place of hidden patches, which no ConvViT '
       'has (its convolutions leave them out): take a ViT or a Swin, or MAE'
     )
-  cell, side = encoder.cell, encoder.strides[-1]
-  if mask_unit < cell or mask_unit % cell:
-    lower = max(mask_unit // cell, 1) * cell
-    raise ValueError(
-      f'method.mask_unit={mask_unit} px is not made of cells of {cell} px, '
-      f'below which this encoder cannot mask: take {lower} or {lower + cell}'
-    )
+  cell = _cell(encoder, mask_unit)
   return MaskedModeling(
     encoder=encoder.clone(mask_token=True),
     masking=functools.partial(
-      random_masking, ratio=mask_ratio, unit=mask_unit // cell
+      _masking,
+      ratio=mask_ratio,
+      unit=mask_unit // cell,
+      parts=encoder.cell // cell,
     ),
     branches={
       'decoder': Branch(
         levels=('final',),
         decoder=LinearDecoder(
-          out_features=side * side * encoder.in_channels, dtype=dtype
+          out_features=cell * cell * encoder.in_channels,
+          scale=encoder.strides[-1] // cell,
+          dtype=dtype,
         ),
         target=NormalizedPixels(
-          patch_size=side, mean=encoder.mean, std=encoder.std, by_patch=False
+          patch_size=cell, mean=encoder.mean, std=encoder.std, by_patch=False
         ),
         on='masked',
       )
@@ -82,3 +83,35 @@ def simmim(
     recipe=recipe,
     chunks=chunks,
   )
+
+
+def _cell(encoder: Any, unit: int) -> int:
+  """Side in pixels of the cells that masks and predictions are made of.
+
+  The encoder's, or one unit where that is less: a token stands in the place of
+  each of the first stage's.
+  """
+  cell, smallest = encoder.cell, encoder.patch_size
+  known = [c for c in range(smallest, cell, smallest) if cell % c == 0]
+  if unit in known:
+    return unit
+  if unit < cell or unit % cell:
+    parts = f', or one of {known}' if known else ''
+    raise ValueError(
+      f'method.mask_unit={unit} px must be a multiple of the {cell} px that '
+      f'this encoder can hide{parts}'
+    )
+  return cell
+
+
+def _masking(
+  rng: jax.Array,
+  grid: tuple[int, int],
+  hints: jax.Array | None = None,
+  *,
+  parts: int,
+  **fields: Any,
+) -> Mask:
+  """`random_masking` on a grid `parts` times as fine."""
+  finer = (grid[0] * parts, grid[1] * parts)
+  return random_masking(rng, finer, hints, **fields)

@@ -113,11 +113,15 @@ def test_the_table_has_every_method_and_encoder():
   assert {'vit_ti16', 'vit_s16', 'vit_b16'} <= set(costs.encoder_words())
 
 
-def test_mae_is_in_the_table_and_needs_no_repre():
-  row, refused = costs.tabulate(
-    methods=['mae'], encoders=['vit_s16', 'swin_t'], batch_size=2
+def test_what_an_encoder_cannot_learn_is_told():
+  (refused,) = costs.tabulate(
+    methods=['simmim'], encoders=['convvit_s'], batch_size=2
   )
-  assert 'all patches' in refused['error'] and 'gflops' not in refused
+  assert 'no mask token' in refused['error'] and 'gflops' not in refused
+
+
+def test_mae_is_in_the_table_and_needs_no_repre():
+  (row,) = costs.tabulate(methods=['mae'], encoders=['vit_s16'], batch_size=2)
   assert 'gflops_repre' not in row
   # Three passes of the encoder over 50 tokens and of the decoder over 197; the
   # products of ViT-S by hand, its patches counted whole.

@@ -39,7 +39,11 @@ METHODS = dict(
   dino=dict(HEAD, out=24, bottleneck=8, local_crops=2, momentum=0.9),
 )
 # The same of masked modelling, which learns from one view.
-MASKED = dict(mae=dict(decoder=dict(width=16, depth=1, num_heads=2)))
+DECODER = dict(width=16, depth=1, num_heads=2)
+FUSION = dict(kind='fusion', width=8, levels=2)
+MASKED = dict(
+  mae=dict(decoder=DECODER), simmim=dict(mask_unit=8, mask_ratio=0.75)
+)
 LOCAL = 8  # side of DINO's local crops
 
 
@@ -79,6 +83,8 @@ def make_run(
   fsdp=1,
   chunks=1,
   repre=LEARNED,
+  masked=None,
+  fusion=False,
   remat=False,
   dtype='float32',
   frozen=False,
@@ -113,6 +119,9 @@ def make_run(
   fields = dict((METHODS | MASKED)[method], name=method)
   if method in METHODS:
     fields.update(frozen_patch_embed=frozen, repre=repre and dict(repre))
+    fields.update(masked=masked and MASKED[masked['name']] | dict(masked))
+  if fusion:
+    fields.update(decoder=FUSION)
   learned = make_method(
     made,
     fields,
@@ -131,7 +140,9 @@ def make_run(
 
 @functools.cache
 def cached_run(**fields):
-  fields = {k: dict(v) if k == 'repre' and v else v for k, v in fields.items()}
+  for name in ('repre', 'masked'):
+    if fields.get(name):
+      fields[name] = dict(fields[name])
   return make_run(**fields)
 
 
@@ -153,7 +164,7 @@ def follow(steps, **fields):
   kind = {
     k: v
     for k, v in fields.items()
-    if k in ('method', 'encoder', 'repre', 'frozen')
+    if k in ('method', 'encoder', 'repre', 'masked', 'fusion', 'frozen')
   }
   state = jax.device_put(jax.tree.map(np.copy, start(**kind)), run.shardings)
   found = []
