@@ -3,83 +3,11 @@
 The authors' and timm's record is of the first two stages of four.
 """
 
-import json
-import pathlib
-
 import jax
 import numpy as np
 import pytest
+from official_swin import linear, load, nhwc, norm, official_params
 from tiny_vit import assert_close, encode, gradient
-
-from models.swin import Swin
-
-GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
-
-
-def load(name):
-  z = dict(np.load(GOLDENS / name))
-  cfg = json.loads(str(z['cfg']))
-  encoder = Swin(
-    patch_size=cfg['patch'],
-    width=cfg['dim'],
-    depths=tuple(cfg['depths']),
-    num_heads=tuple(cfg['heads']),
-    window=cfg['window'],
-    mlp_ratio=cfg['mlp_ratio'],
-    mean=(0.0,),  # the recorded images are normalised already
-    std=(1.0,),
-  )
-  return z, encoder
-
-
-def nhwc(x):
-  return x.transpose(0, 2, 3, 1)
-
-
-def linear(z, name):
-  if f'{name}.weight' not in z:  # the official run kept some gradients only
-    return {}
-  found = {'kernel': z[f'{name}.weight'].T}
-  return found | ({'bias': z[f'{name}.bias']} if f'{name}.bias' in z else {})
-
-
-def norm(z, name):
-  return {'scale': z[f'{name}.weight'], 'bias': z[f'{name}.bias']}
-
-
-def official_params(z, group='w'):
-  """The authors' state dict, or its gradients, as our tree."""
-  name = f'{group}/patch_embed'
-  params = {
-    'patch_embed': {
-      'kernel': z[f'{name}.proj.weight'].transpose(2, 3, 1, 0),
-      'bias': z[f'{name}.proj.bias'],
-    },
-    'patch_norm': norm(z, f'{name}.norm'),
-    'merge_0': {
-      'norm': norm(z, f'{group}/layers.0.downsample.norm'),
-      'reduction': linear(z, f'{group}/layers.0.downsample.reduction'),
-    },
-  }
-  for i in range(4):
-    name = f'{group}/layers.{i // 2}.blocks.{i % 2}'
-    qkv = linear(z, f'{name}.attn.qkv')
-    kernels, biases = (np.split(qkv[k], 3, axis=-1) for k in ('kernel', 'bias'))
-    attention = {
-      name: {'kernel': kernel, 'bias': bias}
-      for name, kernel, bias in zip(
-        ('query', 'key', 'value'), kernels, biases, strict=True
-      )
-    }
-    attention['out'] = linear(z, f'{name}.attn.proj')
-    params[f'block_{i}'] = {
-      'position_bias': z[f'{name}.attn.relative_position_bias_table'],
-      'norm1': norm(z, f'{name}.norm1'),
-      'norm2': norm(z, f'{name}.norm2'),
-      'attention': attention,
-      'mlp': {k: linear(z, f'{name}.mlp.{k}') for k in ('fc1', 'fc2')},
-    }
-  return params
 
 
 def with_final_norm(params, width):
