@@ -11,8 +11,10 @@ import jax
 import ml_collections
 
 from benchmarks import build, machine
+from configs import common
 from models import COMPLETE, ENCODERS
-from pretrain.methods import METHODS
+from pretrain.masked_modeling import VIEW, MaskedModeling
+from pretrain.methods import MASKED, METHODS
 from training import optim
 from training.state import named_leaves
 
@@ -24,6 +26,8 @@ COLUMNS = dict(
   gflops='GFLOPs/image',
   gflops_repre='+RePre',
   overhead='ratio',
+  teacher_gflops='of a frozen teacher',
+  against='/ --against',
   state_mb='state MB',
   saved_mb='saved MB/image',
   saved_repre_mb='+RePre',
@@ -73,18 +77,56 @@ def load(method: str, word: str) -> ml_collections.ConfigDict:
 
   Args:
     method: a name in METHODS; its file is `configs/{method}.py`.
-    word: of an encoder; the mini ones get 32-px images, the others 224.
+    word: of an encoder; the mini ones get 32-px images (a Swin whose parts are
+      hidden 48), the others what the config says: 224, SimMIM's Swin 192.
 
   Returns:
-    The config, with RePre if the file knows the word.
+    The config, with RePre if the file knows the word, and with a ViT-B/16 as
+    the frozen teacher, `vit_mini4` for mini encoders, where one is needed.
   """
   get_config = runpy.run_path(f'configs/{method}.py')['get_config']
   try:
     config = get_config(f'{word},arrays,repre')
   except ValueError:
     config = get_config(f'{word},arrays')
-  config.data.image_size = 32 if re.search(r'mini', word) else 224
+  mini = bool(re.search(r'mini', word))
+  if mini:
+    config.data.image_size = 32
+  if method in MASKED:
+    common.whole_cells(config, word)
+  if 'teachers' in config.method:
+    name = 'vit_mini4' if mini else 'vit_b16'
+    config.method.teachers.first.encoder = dict(name=name)
   return config
+
+
+def teachers(method: Any) -> Any:
+  """What a method asks its frozen teachers in a step.
+
+  Args:
+    method: of `pretrain`.
+
+  Returns:
+    A function (method_state, batch) -> what they say, or None where there is
+    no teacher.
+  """
+  if not isinstance(method, MaskedModeling) or not method.teachers:
+    return None
+
+  def ask(method_state, batch):
+    images = batch[VIEW]
+    grid = tuple(side // method.encoder.cell for side in images.shape[1:3])
+    return {
+      name: teacher(
+        method_state['teachers'][name],
+        images,
+        grid,
+        with_saliency=name == method.guide,
+      )
+      for name, teacher in method.teachers.items()
+    }
+
+  return ask
 
 
 def abstract(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -175,6 +217,9 @@ def cost(
     state_bytes=_bytes(args[:3]),
     saved_bytes=saved_bytes(parts),
   )
+  if ask := teachers(parts['method']):
+    given = parts['method_state'], parts['batch']
+    out['teacher_flops'] = flops(jax.jit(ask).lower(*given))
   if compiled:
     out |= program_bytes(lowered.compile())
   return out
@@ -187,6 +232,7 @@ def tabulate(
   batch_size: int = 8,
   dtype: str = 'float32',
   compiled: bool = False,
+  against: str | None = None,
 ) -> list[dict[str, Any]]:
   """Every method with every encoder.
 
@@ -196,14 +242,19 @@ def tabulate(
     batch_size: images per step; costs are told per image.
     dtype: 'float32' or 'bfloat16'.
     compiled: also compile, for the memory that this backend needs (slow).
+    against: a method whose row with the same encoder comes first; the others
+      tell their FLOPs as a part of its.
 
   Returns:
     One row per pair, with an `error` where the pair does not exist.
   """
   shared = dict(kind='cost', batch_size=batch_size, dtype=dtype)
   shared |= machine.device() | machine.software()
-  rows = []
-  for method in methods or METHODS:
+  rows, reference = [], {}
+  methods = list(methods or METHODS)
+  if against:
+    methods = [against, *(m for m in methods if m != against)]
+  for method in methods:
     for word in encoders or encoder_words():
       row = dict(shared, method=method, encoder=word)
       try:
@@ -216,7 +267,12 @@ def tabulate(
         name: cost(variant, compiled=compiled)
         for name, variant in build.variants(config).items()
       }
-      rows.append(row | _row(costs, batch_size))
+      row |= _row(costs, batch_size)
+      if method == against:
+        reference[word] = row['gflops']
+      if word in reference:
+        row['against'] = round(row['gflops'] / reference[word], 3)
+      rows.append(row)
   return rows
 
 
@@ -230,6 +286,8 @@ def _row(costs: dict[str, dict[str, Any]], batch: int) -> dict[str, Any]:
     state_mb=round(base['state_bytes'] / 1e6),
     saved_mb=round(base['saved_bytes'] / batch / 1e6, 1),
   )
+  if 'teacher_flops' in base:
+    row['teacher_gflops'] = round(base['teacher_flops'] / batch / 1e9, 3)
   with contextlib.suppress(KeyError):
     row['temp_mb'] = round(base['temp_bytes'] / batch / 1e6, 1)
   if added:

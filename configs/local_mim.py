@@ -84,11 +84,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     isolate_gradients=False,
     fuse=False,  # the ablation: one decoder for all levels
     legacy_swin_geometry=False,  # True: as the released Swin was trained
-    decoder=dict(width=256, depth=1, num_heads=8),
+    decoder=_decoder(words),
   )
   config.method.hog_offset = recipe.get('hog_offset')
-  if swin:
-    config.method.decoder.update(width=(64, 128, 128, 128), num_heads=4)
   config.optim = optim.adamw(
     base_lr=recipe['base_lr'],
     decay=0.05,
@@ -100,13 +98,21 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   )
   if common.small(config, words.data):
     config.method.update(hog_bins=9, hog_offset=None)
-    config.method.decoder.update(width=64, depth=1, num_heads=2)
   if words.data == 'photos':
     config.epochs = 21.82  # 1200 steps, as MAE's preset
     config.optim.base_lr = 5e-3
     if 'pool' in config.encoder:
       config.encoder.pool = 'mean'
   return config
+
+
+def _decoder(words: ml_collections.ConfigDict) -> dict:
+  """Fields of the decoders; Swin has a width for each stage."""
+  if words.data in common.SMALL:
+    return dict(width=64, depth=1, num_heads=2)
+  if words.encoder in common.SWINS:
+    return dict(width=(64, 128, 128, 128), depth=1, num_heads=4)
+  return dict(width=256, depth=1, num_heads=8)
 
 
 def _scales(word: str) -> tuple[float, ...] | None:
