@@ -7,6 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import (
+  assert_same_bits,
+  assert_same_steps,
+  cached_run,
+  follow,
+  start,
+)
 
 from models import make_encoder
 from models.convvit import ConvViT
@@ -15,6 +22,7 @@ from models.vit import ViT
 from pretrain.hog import Hog, random_offset
 from pretrain.methods.local_mim import local_mim
 from pretrain.targets import NormalizedPixels
+from training.checkpoint import Checkpoints
 from training.state import named_leaves
 
 SMALL = dict(width=16, depth=1, num_heads=2)
@@ -132,7 +140,7 @@ def tiny(kind='vit', **fields):
 @functools.cache
 def gradients(kind, isolate):
   """By task: {path: gradient of its loss alone}."""
-  method = tiny(kind, isolate_gradients=isolate)
+  method = tiny(kind, isolate_gradients=isolate, target='pixels')
   batch = dict(view1=images())
 
   def one(params, chosen):
@@ -201,9 +209,8 @@ class TestIsolation:
     assert np.any(deep['encoder/block_4/mlp/fc1/kernel'])
     assert np.any(shallow['encoder/block_0/fc1/kernel'])
 
-  @pytest.mark.parametrize('kind', ['vit', 'convvit'])
-  def test_without_it_the_deepest_task_reaches_the_pixels(self, kind):
-    *_, deepest = gradients(kind, False).values()
+  def test_without_it_the_deepest_task_reaches_the_pixels(self):
+    *_, deepest = gradients('vit', False).values()
     assert np.any(deepest['encoder/patch_embed/kernel'])
 
   def test_it_changes_no_loss(self):
@@ -243,6 +250,64 @@ def test_offsets_of_the_gradients():
   offsets = [b.target.offset for b in method.branches.values()]
   assert offsets == [random_offset(i) for i in range(4)]
   assert tiny(hog_offset=[0.1, 0]).branches['level_2'].target.offset == (0.1, 0)
+
+
+# What comes after the last task, and what a single visible token does not need.
+UNREAD = dict(
+  vit=('encoder/norm/',),
+  swin=(
+    'encoder/norm/',
+    'encoder/block_1/attention/key/',
+    'encoder/block_1/attention/query/',
+    'encoder/block_1/position_bias',
+  ),
+  convvit=(
+    'encoder/norm/',
+    'encoder/fuse_',
+    'encoder/block_2/',
+    'encoder/embed_2/',
+    'encoder/embed_norm_2/',
+    'encoder/project/',
+  ),
+)
+
+
+class TestSteps:
+  """Four devices are the reference; paths are dropped in all of them."""
+
+  @pytest.mark.parametrize('encoder', ['vit', 'swin', 'convvit'])
+  def test_everything_learns(self, encoder):
+    kind = dict(method='local_mim', encoder=encoder)
+    (state, report) = follow(2, **kind, devices=4)[1]
+    before, after = named_leaves(start(**kind).params), state.params
+    tasks = {'level_1', 'level_2'}
+    assert {name.split('/')[0] for name in before} == {'encoder', *tasks}
+    for name, leaf in named_leaves(after).items():
+      if not name.startswith(UNREAD[encoder]):
+        assert (leaf != before[name]).any(), name
+    losses = [report[f'loss_{task}'] for task in tasks]
+    assert report['loss'] == pytest.approx(sum(losses)) and min(losses) > 0
+    assert report['bad_steps'] == 0 and not state.method_state
+
+  @pytest.mark.parametrize('encoder', ['vit', 'swin'])
+  def test_chunks_on_two_devices_take_the_same_step(self, encoder):
+    kind = dict(method='local_mim', encoder=encoder)
+    got = follow(2, **kind, devices=2, chunks=2)
+    assert_same_steps(
+      got, follow(2, **kind, devices=4), loss=1e-5, gradient=1e-4
+    )
+
+  def test_continued_from_a_checkpoint_it_takes_the_same_step(self, tmp_path):
+    kind = dict(method='local_mim', encoder='swin', devices=4)
+    run = cached_run(**kind)
+    (first, _), (second, report) = follow(2, **kind)
+    saved = Checkpoints(tmp_path)
+    saved.save(jax.device_put(first, run.shardings), step=1, meta={})
+    saved.close()
+    state, _ = Checkpoints(tmp_path).restore(run.like)
+    state, again = run.step(state, run.data.batch(1))
+    assert_same_bits(jax.device_get(state), second)
+    assert_same_bits(again, report)
 
 
 def test_two_images_are_learned_by_heart():
