@@ -31,9 +31,10 @@ class Swin(nn.Module):
 
   A mask is over the grid of the last stage. Its cells take all that lies under
   them out of the earlier stages as well (GreenMIM, arXiv:2205.13515; LocalMIM,
-  arXiv:2303.05251), so that no merging crosses a cell. Windows hold the visible
-  tokens that are theirs, however few, and cost nothing for the others. With
-  `mask_token` nothing is taken out (SimMIM, arXiv:2111.09886).
+  arXiv:2303.05251), so that no merging crosses a cell and nothing is computed
+  for what is hidden. A mask that all images share costs least: the biases of
+  its windows are made once (see `VisibleWindows`). With `mask_token` nothing is
+  taken out (SimMIM, arXiv:2111.09886).
 
   Parameters: `patch_embed` (kernel [p, p, c, d], bias), `patch_norm`, `block_i`
   (`SwinBlock`, counted over the whole network), `merge_i` (after stage i,
@@ -158,7 +159,7 @@ class Swin(nn.Module):
     mask = None if self.mask_token else mask
     levels, merged, weights = [], [], {}
     for stage in range(stages):
-      windows = self._windows(*grids[stage])
+      windows = fitting(*grids[stage], self.window, self.padding)
       visible = self._visible(stage, windows, mask)
       x = self._stage(x, stage, windows, visible, noise, wanted, weights)
       levels.append(pieces.level(x, mask))
@@ -205,13 +206,6 @@ class Swin(nn.Module):
     tokens = x.reshape(b, -1, self.width)
     return MaskToken(name='mask_token')(tokens, mask).reshape(x.shape)
 
-  def _windows(self, grid, native):
-    """Of blocks without a shift and of those with it."""
-    return tuple(
-      fitting(grid, native, self.window, shifted, self.padding)
-      for shifted in (False, True)
-    )
-
   def _visible(self, stage, windows, mask):
     """What a mask leaves of these windows; None without one."""
     if mask is None:
@@ -256,19 +250,17 @@ class Swin(nn.Module):
     """
     block = layers.resolve(block, self.depth, 'block')
     grids = self._grids(size)
-    for depth, (grid, native) in zip(self.depths, grids, strict=True):
+    for depth, grid in zip(self.depths, grids, strict=True):
       if block < depth:
-        return self._windows(grid, native)[block % 2]
+        return fitting(*grid, self.window, self.padding)[block % 2]
       block -= depth
     raise AssertionError('resolve() lets no other block through')
 
   def _grids(self, size):
     """Per stage the grid and the one that decides about windows."""
+    both = size, self.native_size or size
     return [
-      tuple(
-        tuple(-(-side // stride) for side in sides)
-        for sides in (size, self.native_size or size)
-      )
+      tuple(tuple(-(-side // stride) for side in sides) for sides in both)
       for stride in self.strides
     ]
 

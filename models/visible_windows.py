@@ -3,7 +3,8 @@
 Which windows hold how many visible tokens changes with every mask. GreenMIM
 (Huang et al., arXiv:2205.13515) packs them into groups of one size; here all
 tokens of a stage are one group, whose shape is static, and a mask of pairs
-keeps windows apart. It is the same function.
+keeps windows apart. It is the same function, at n^2 pairs for n visible tokens
+where packing has about 49 n: 768 of 3,136 in the first stage of 224 px.
 """
 
 from __future__ import annotations

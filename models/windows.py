@@ -90,31 +90,23 @@ class Windows:
 
 
 def fitting(
-  grid: tuple[int, int],
-  native: tuple[int, int],
-  side: int,
-  shifted: bool,
-  padding: str,
-) -> Windows:
-  """Windows that shrink to maps which are smaller.
+  grid: tuple[int, int], native: tuple[int, int], side: int, padding: str
+) -> tuple[Windows, Windows]:
+  """Windows of blocks without a shift and of those with one.
 
   Args:
     grid: (h, w) of the map.
     native: (h, w) of the map that decides where windows shrink, along an axis,
       and are not shifted; with 'zeros' they stay square.
     side: of a window that does not shrink.
-    shifted: by half a window where it does not shrink.
     padding: see `Windows`.
   """
   if padding == 'zeros' and min(native) <= side:
     native = (min(native),) * 2
-  half = side // 2 if shifted else 0
-  return Windows(
-    grid=grid,
-    size=tuple(min(side, n) for n in native),
-    shift=tuple(half if n > side else 0 for n in native),
-    padding=padding,
-  )
+  size = tuple(min(side, n) for n in native)
+  shift = tuple(side // 2 if n > side else 0 for n in native)
+  plain = Windows(grid, size, padding=padding)
+  return plain, dataclasses.replace(plain, shift=shift)
 
 
 @functools.lru_cache(maxsize=256)
