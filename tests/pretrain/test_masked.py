@@ -92,7 +92,8 @@ class TestHiddenPixels:
     noise = np.random.default_rng(0).random(images().shape, np.float32)
     moved, *rest = look(**kind)(np.where(hidden, noise, images()))
     assert_same_bits(rest, [features, prediction])
-    assert abs(moved - loss) > 1e-3
+    # Little where predictions begin at 0: normalised patches are of one size.
+    assert abs(moved - loss) > 1e-4
 
   @each_kind()
   def test_visible_ones_do_reach_the_encoder(self, kind):
