@@ -1,14 +1,14 @@
 """RePre's tables as rows to run: Wang et al., 2022, arXiv:2201.06857."""
 
-import dataclasses
-from collections.abc import Mapping
+from benchmarks.rows import Row, Variant
 
-REPRE = dict(words=('repre',))
+REPRE = Variant(words=('repre',))
 
 
-def _repre(**fields: object) -> dict:
+def _repre(**fields: object) -> Variant:
   """RePre with some of its fields changed."""
-  return REPRE | {f'method.repre.{k}': v for k, v in fields.items()}
+  fields = {f'method.repre.{k}': v for k, v in fields.items()}
+  return Variant(words=REPRE.words, fields=fields)
 
 
 # Table 4: from which levels; Table 5: fused by what, in how many layers.
@@ -23,44 +23,16 @@ FUSION = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Row:
-  """One line of a table.
-
-  Attributes:
-    table: 1, 4 or 5.
-    method: a config file.
-    encoder: 'vit_s', 'vit_b' or 'swin_t'.
-    epochs: of the paper.
-    paper: {variant: linear top-1 in %, as printed}; the first one is the base.
-    variants: {variant: what it changes}: config words, fields.
-    words: config words of all variants.
-  """
-
-  table: int
-  method: str
-  encoder: str
-  epochs: int
-  paper: Mapping[str, float]
-  variants: Mapping[str, Mapping[str, object]]
-  words: tuple[str, ...] = ()
-
-  @property
-  def name(self) -> str:
-    """What `--rows` selects: table1/moby-swin_t-300."""
-    return f'table{self.table}/{self.method}-{self.encoder}-{self.epochs}'
-
-
 def _one(method, encoder, epochs, base, repre, *words) -> Row:
-  variants = {'base': {}, '+RePre': REPRE}
+  variants = {'base': Variant(), '+RePre': REPRE}
   paper = {'base': base, '+RePre': repre}
-  return Row(1, method, encoder, epochs, paper, variants, words)
+  return Row('table1', method, encoder, epochs, variants, paper, words)
 
 
 def _ablation(table, method, encoder, changes, numbers) -> Row:
-  variants = {'base': {}} | changes
+  variants = {'base': Variant()} | changes
   paper = dict(zip(variants, numbers, strict=True))
-  return Row(table, method, encoder, 300, paper, variants)
+  return Row(f'table{table}', method, encoder, 300, variants, paper)
 
 
 ROWS = (
@@ -92,38 +64,4 @@ ROWS = (
   _ablation(
     5, 'moco_v3', 'swin_t', FUSION, (75.4, 76.1, 76.4, 76.2, 74.6, 75.2, 74.5)
   ),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-  """Where a table is run.
-
-  Attributes:
-    data: a data word; its config says batch and rates for small data.
-    encoders: {the paper's encoder: word}; rows of others are left out.
-    scale: epochs here per epoch of the paper.
-    fields: of the config that differ.
-  """
-
-  data: str
-  encoders: Mapping[str, str]
-  scale: float = 1.0
-  fields: Mapping[str, object] = dataclasses.field(default_factory=dict)
-
-
-PAPER = dict(vit_s='vit_s16', vit_b='vit_b16', swin_t='swin_t')
-PRESETS: Mapping[str, Preset] = dict(
-  # Minutes per run on two cores; 300 epochs of the paper are 300 steps.
-  photos=Preset(
-    'photos', dict(vit_s='vit_mini4', swin_t='swin_mini'), scale=5.45 / 300
-  ),
-  cifar10=Preset(
-    'cifar10',
-    dict(vit_s='vit_mini4', vit_b='vit_ti4', swin_t='swin_mini'),
-    scale=2 / 3,
-  ),
-  imagenette=Preset('imagenette', PAPER, fields=dict(batch_size=512)),
-  imagenet2012=Preset('imagenet2012', PAPER),
-  folder=Preset('folder', PAPER),
 )

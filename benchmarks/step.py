@@ -16,8 +16,9 @@ float views.
 
 `--all` tabulates what every method costs with every encoder, from shapes alone
 (see `benchmarks/costs.py`); with `--clock` it runs them, the mini encoders
-unless `--encoders` names others. `--peer` runs a PyTorch step of the same sizes
-in turn (see `benchmarks/peer.py`).
+unless `--encoders` names others. `--against=mae` compares with that method's
+step: in FLOPs, or by the clock, the two in turn. `--peer` runs a PyTorch step
+of the same sizes in turn (see `benchmarks/peer.py`).
 
 A Markdown table goes to stdout, one JSON object per row to `--out`. A row whose
 `other_cores` is above 0.15 was measured while others computed: discard it.
@@ -43,6 +44,9 @@ ALL = flags.DEFINE_bool('all', False, 'Costs from shapes alone.', **OWN)
 METHODS = flags.DEFINE_list('methods', None, '--all: only these.', **OWN)
 ENCODERS = flags.DEFINE_list('encoders', None, '--all: only these.', **OWN)
 CLOCK = flags.DEFINE_bool('clock', False, '--all: time steps, too.', **OWN)
+AGAINST = flags.DEFINE_string(
+  'against', None, '--all: the method that others are compared with.', **OWN
+)
 COMPILE = flags.DEFINE_bool('compile', False, '--all: compile too.', **OWN)
 BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', None, "The config's if unset; 8 for --all.", **OWN
@@ -78,6 +82,7 @@ COLUMNS = dict(
   seconds='s/step (median)',
   spread='min - max',
   overhead='time / base',
+  teacher_seconds='of a frozen teacher',
   gflops_per_image='GFLOPs/image',
   flops_overhead='FLOPs / base',
   mfu='MFU',
@@ -92,6 +97,7 @@ def clock(
   methods: Sequence[str] | None,
   encoders: Sequence[str] | None,
   out: str | None = None,
+  against: str | None = None,
   **options,
 ) -> list[dict[str, Any]]:
   """Seconds of a step of every method with every encoder, base and +RePre.
@@ -100,19 +106,26 @@ def clock(
     methods: names in METHODS; None takes all.
     encoders: words; None takes the mini ones.
     out: a file that every pair of rows is added to as soon as it is measured.
+    against: a method whose step is taken in turn with every other one's, in
+      the place of base and +RePre.
     **options: `batch_size` and `dtype`, and arguments of `timing.measure`.
   """
   sizes = {name: options.pop(name) for name in ('batch_size', 'dtype')}
   rows = []
   for method in methods or costs.METHODS:
     for word in encoders or MINI:
+      names = dict.fromkeys(filter(None, (against, method)))
       try:
-        config = costs.load(method, word)
+        configs = {name: costs.load(name, word) for name in names}
+        if against:
+          configs = {n: build.variants(c)['base'] for n, c in configs.items()}
       except ValueError as error:  # a method that this encoder cannot serve
         print(f'{method} {word}: {error}', file=sys.stderr)
         continue
-      config.update(sizes)
-      found = timing.measure(config, **options)
+      for config in configs.values():
+        config.update(sizes)
+      given = configs if against else configs[method]
+      found = timing.measure(given, **options)
       rows += found
       machine.write(out, found)  # the whole takes minutes
       first, *others = found
@@ -143,6 +156,7 @@ def main(argv: Sequence[str]) -> None:
       methods=METHODS.value,
       encoders=ENCODERS.value,
       out=OUT.value,
+      against=AGAINST.value,
       batch_size=BATCH_SIZE.value or 32,
       dtype=DTYPE.value or 'float32',
       given=INPUT.value,
@@ -157,6 +171,7 @@ def main(argv: Sequence[str]) -> None:
       batch_size=BATCH_SIZE.value or 8,
       dtype=DTYPE.value or 'float32',
       compiled=COMPILE.value,
+      against=AGAINST.value,
     )
     columns = costs.COLUMNS
   elif PEER.value:

@@ -1,4 +1,4 @@
-r"""RePre's tables 1, 4 and 5: base against +RePre with equal seeds, probed.
+r"""The papers' comparisons: RePre's tables 1, 4 and 5, LocalMIM, MR-MAE.
 
   python -m benchmarks.table --preset=photos --seeds=3 --out=runs/table
   python -m benchmarks.table --preset=imagenet2012 --data_dir=TFDS_FOLDER \
@@ -8,26 +8,36 @@ Every run is `python main.py` in a workdir of its own under `--out`, so that
 calling this again continues where it stopped, adds seeds or rows, and repeats
 nothing; runs that tables share are made once. `table.md` and `table.json` are
 written after every run: accuracy (mean and standard deviation over seeds), the
-gain over the base with the same seed, seconds per step and their ratio, beside
-the paper's numbers. The accuracy is that of the runs' own k-NN or, with
-`--probe=linear`, the best of a sweep of linear probes after each run. A preset
-stands for data, encoders and length; what it changes is in
-`benchmarks/paper_tables.py` and in the configs.
+gain over the row's first variant with the same seed, seconds per step and their
+ratio, and the seconds of all steps, without start, compilation and evaluation:
+what methods that take unequal steps are compared by. At equal seconds, not
+epochs, rows named `time` have several lengths of each. Beside it the paper's
+numbers where there are any: linear probes of RePre's, fine-tuned ones of the
+masked methods'. The accuracy is that of the runs' own k-NN or, after each run,
+the best of a sweep of linear probes (`--probe=linear`) or the fine-tuned
+encoder's (`--probe=finetune`).
+
+MR-MAE's teachers are runs too, with the same seed, made before the runs that
+need them; `--teacher` names a run or a file of others' weights (CLIP, DINO) in
+the place of the default one. A preset stands for data, encoders and length: see
+`benchmarks/rows.py` and the configs; the rows are in
+`benchmarks/paper_tables.py` and `benchmarks/masked_tables.py`.
 """
 
 import json
 import pathlib
 import signal
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
-from benchmarks import machine
-from benchmarks.paper_tables import PRESETS, ROWS, Preset, Row
-from benchmarks.table_runs import EXIT_STOPPED, Runs, job, remaining
+from benchmarks import machine, masked_tables, paper_tables
+from benchmarks.rows import PRESETS, Preset, Row
+from benchmarks.table_jobs import PROBES, Job, job
+from benchmarks.table_lines import COLUMNS, line
+from benchmarks.table_runs import EXIT_STOPPED, Runs, remaining
 
 FLAGS = flags.FlagValues()  # of its own, as in `benchmarks.step`
 OWN = dict(flag_values=FLAGS)
@@ -45,23 +55,15 @@ SET = flags.DEFINE_multi_string(
   'set', [], 'field=value of the config, for every run.', **OWN
 )
 PROBE = flags.DEFINE_enum(
-  'probe', 'knn', ['knn', 'linear'], 'What is tabulated.', **OWN
+  'probe', 'knn', ['knn', *PROBES], 'What is tabulated.', **OWN
+)
+TEACHER = flags.DEFINE_string(
+  'teacher', None, "MR-MAE's: a run, or a file of others' weights.", **OWN
 )
 LIST = flags.DEFINE_bool('list', False, 'Tell the runs and end.', **OWN)
 OUT = flags.DEFINE_string('out', 'runs/table', 'Folder of all runs.', **OWN)
 
-COLUMNS = dict(
-  name='row',
-  variant='',
-  encoder='encoder here',
-  accuracy='top-1, %',
-  gain='gain',
-  seconds='s/step',
-  overhead='time / base',
-  paper='paper',
-  paper_gain='paper, gain',
-  seeds='seeds',
-)
+ROWS = (*paper_tables.ROWS, *masked_tables.ROWS)
 
 
 def select(words: Sequence[str] | None, preset: Preset) -> list[Row]:
@@ -78,71 +80,6 @@ def select(words: Sequence[str] | None, preset: Preset) -> list[Row]:
   return [row for row in rows if not words or row.name.startswith(tuple(words))]
 
 
-def line(
-  row: Row, variant: str, found: Mapping[str, Sequence[Any]], metric: str
-) -> dict[str, Any]:
-  """One line of the result.
-
-  Args:
-    row: of a table.
-    variant: of the row.
-    found: {variant: summary by seed, None where a run is missing}.
-    metric: what is tabulated.
-
-  Returns:
-    See `COLUMNS`, and the numbers behind them.
-  """
-  base = next(iter(row.variants))
-  values, bases = (_values(found[v], metric) for v in (variant, base))
-  gains = [a - bases[seed] for seed, a in values.items() if seed in bases]
-  seconds, reference = (_seconds(found[v]) for v in (variant, base))
-  paper = row.paper[variant]
-  out = dict(
-    name=row.name,
-    variant=variant,
-    values=values,
-    gains=gains,
-    seeds=len(values),
-    seconds_per_step=seconds,
-    accuracy=_spread(list(values.values())),
-    seconds=seconds and f'{seconds:.3g}',
-    paper=paper,
-  )
-  if variant != base:
-    out['gain'] = _spread(gains, sign='+')
-    out['paper_gain'] = f'{paper - row.paper[base]:+.1f}'
-    if seconds and reference:
-      out['overhead'] = round(seconds / reference, 3)
-  return out
-
-
-def _values(summaries: Sequence[Any], metric: str) -> dict[int, float]:
-  return {
-    seed: summary[metric]
-    for seed, summary in enumerate(summaries)
-    if summary and metric in summary
-  }
-
-
-def _seconds(summaries: Sequence[Any]) -> float | None:
-  """Seconds per step: the median over seeds."""
-  speeds = [
-    summary['batch_size'] / summary['images_per_second']
-    for summary in summaries
-    if summary and 'images_per_second' in summary
-  ]
-  return statistics.median(speeds) if speeds else None
-
-
-def _spread(values: Sequence[float], sign: str = '') -> str | None:
-  if not values:
-    return None
-  mean = f'{statistics.mean(values):{sign}.2f}'
-  if len(values) == 1:
-    return mean
-  return f'{mean} ± {statistics.stdev(values):.2f}'
-
-
 class Table:
   """All runs of some rows, and what they came to.
 
@@ -152,8 +89,8 @@ class Table:
     seeds: runs of each variant.
     out: folder of all runs.
     extra: 'field=value' of the config, for every run.
-    probe: 'knn', measured by the run itself, or 'linear', a sweep of linear
-      probes after it.
+    probe: 'knn', measured by the run itself, or a key of PROBES.
+    teacher: a run or a file; see `table_runs.job`.
   """
 
   def __init__(
@@ -165,21 +102,34 @@ class Table:
     out: pathlib.Path,
     extra: Sequence[str] = (),
     probe: str = 'knn',
+    teacher: str | None = None,
   ):
     self._out, self._preset = out, preset
     self._metric = f'{probe}_top1'
     self._runs = Runs(out)
+    more = dict(probe=probe if probe in PROBES else '', teacher=teacher)
     self._cells = {
       (row, variant): [
-        job(row, variant, s, preset, extra, probed=probe == 'linear')
-        for s in range(seeds)
+        job(row, variant, s, preset, extra, **more) for s in range(seeds)
       ]
       for row in rows
-      for variant in row.variants
+      for variant in _variants(row, teacher)
     }
-    jobs = {one.name: one for cell in self._cells.values() for one in cell}
-    # Seed by seed: a table that is cut short has all its rows.
-    self.jobs = sorted(jobs.values(), key=lambda one: one.seed)
+    self._own = {one.name: one for cell in self._cells.values() for one in cell}
+
+  @property
+  def jobs(self) -> list[Job]:
+    """All runs in their order: seed by seed, what a run needs before it.
+
+    So a table that is cut short has all its rows. Runs that are needed and in
+    no row are left out once those that need them have ended.
+    """
+    out: dict[str, Job] = {}
+    for task in sorted(self._own.values(), key=lambda one: one.seed):
+      for _, needed in () if self._runs.trained(task) else task.needs:
+        out.setdefault(needed.name, self._own.get(needed.name, needed))
+      out.setdefault(task.name, task)
+    return list(out.values())
 
   def lines(self) -> list[dict[str, Any]]:
     """The table so far."""
@@ -188,10 +138,15 @@ class Table:
       for cell, tasks in self._cells.items()
     }
     return [
-      line(row, variant, {v: found[row, v] for v in row.variants}, self._metric)
-      | dict(encoder=self._preset.encoders[row.encoder])
+      line(row, variant, self._of(row, found), self._metric)
+      | dict(encoder=self._preset.encoders[_encoder(row, variant)])
       for row, variant in self._cells
     ]
+
+  def _of(self, row: Row, found: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+      v: found[cell] for cell in found if cell[0] is row for v in cell[1:]
+    }
 
   def write(self) -> None:
     """`table.json` and `table.md`, each whole or not at all."""
@@ -213,26 +168,41 @@ class Table:
       KeyboardInterrupt: stopped, by the user or by a signal to a run.
     """
     self._out.mkdir(parents=True, exist_ok=True)
-    summaries = [(task, self._runs.finished(task)) for task in self.jobs]
+    jobs = self.jobs
+    summaries = [(task, self._runs.finished(task)) for task in jobs]
     done = [(task, found['seconds']) for task, found in summaries if found]
     left = [task for task, found in summaries if not found]
     errors = []
     while left:
-      task, number = left[0], len(self.jobs) - len(left) + 1
-      where = f'{number}/{len(self.jobs)} {task.name}'
+      task, number = left[0], len(jobs) - len(left) + 1
+      where = f'{number}/{len(jobs)} {task.name}'
       print(f'{where} (left: {remaining(done, left)})', file=sys.stderr)
-      code = self._runs.execute(task, Ticker())
+      missing = self._runs.missing(task)
+      code = 1 if missing else self._runs.execute(task, Ticker())
       if code == EXIT_STOPPED:
         raise KeyboardInterrupt
       left.pop(0)
       if code:
-        errors.append(self._runs.error(task))
+        errors.append(missing or self._runs.error(task))
         print(errors[-1], file=sys.stderr)
       else:
         done.append((task, self._runs.finished(task)['seconds']))
       self.write()
     self.write()
     return errors
+
+
+def _variants(row: Row, teacher: str | None) -> list[str]:
+  """Those of a row, less what only a file that was named can teach."""
+  return [
+    name
+    for name, variant in row.variants.items()
+    if teacher or variant.teachers != masked_tables.GIVEN
+  ]
+
+
+def _encoder(row: Row, variant: str) -> str:
+  return row.variants[variant].encoder or row.encoder
 
 
 class Ticker:
@@ -277,10 +247,12 @@ def main(argv: Sequence[str]) -> int:
     out=out,
     extra=extra,
     probe=PROBE.value,
+    teacher=TEACHER.value,
   )
   if LIST.value:
     for task in table.jobs:
-      print(task.name, *task.options)
+      needs = (f'--config.{k}={out / one.name}' for k, one in task.needs)
+      print(task.name, *task.options, *needs)
     return 0
   errors = table.run()
   print(f'\n{(out / "table.md").read_text()}')

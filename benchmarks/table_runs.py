@@ -1,6 +1,5 @@
 """Runs of `main.py` that a table is made of, each in a workdir of its own."""
 
-import dataclasses
 import json
 import pathlib
 import signal
@@ -11,79 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.paper_tables import Preset, Row
+from benchmarks.table_jobs import PROBES, Job
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXIT_STOPPED = 75
 POLL = 1.0  # seconds between two looks at a run
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """One run.
-
-  Attributes:
-    name: its folder below `--out`; equal for equal runs.
-    options: of `main.py`, but for the workdir.
-    seed: of the run.
-    probe: options of the linear probe that follows, but for checkpoint and
-      workdir; empty for none.
-  """
-
-  name: str
-  options: tuple[str, ...]
-  seed: int = 0
-  probe: tuple[str, ...] = ()
-
-
-def job(
-  row: Row,
-  variant: str,
-  seed: int,
-  preset: Preset,
-  extra: Sequence[str] = (),
-  *,
-  probed: bool = False,
-) -> Job:
-  """The run of one variant of a row.
-
-  Args:
-    row: of a table.
-    variant: a key of its variants.
-    seed: of the run.
-    preset: where it runs.
-    extra: 'field=value' of the config.
-    probed: a linear probe follows: a sweep on features that are computed once.
-
-  Returns:
-    The run; rows that differ in nothing but their table give equal ones.
-  """
-  change = dict(row.variants[variant])
-  words = (*row.words, *change.pop('words', ()))
-  epochs = f'{row.epochs * preset.scale:g}'
-  fields = dict(preset.fields, **change, epochs=epochs, seed=seed)
-  given = (f'{name}={value}' for name, value in fields.items())
-  encoder = preset.encoders[row.encoder]
-  config = f'configs/{row.method}.py:{",".join((encoder, preset.data, *words))}'
-  kind = [*words, *(f'{k.split(".")[-1]}_{v}' for k, v in change.items())]
-  folder = f'{row.method}-{encoder}-{row.epochs}'
-  return Job(
-    name=f'{folder}/{"-".join(kind) or "base"}/seed{seed}',
-    options=(
-      f'--config={config}',
-      *(f'--config.{one}' for one in (*given, *extra)),
-    ),
-    seed=seed,
-    probe=_probe(preset, seed, extra) if probed else (),
-  )
-
-
-def _probe(preset: Preset, seed: int, extra: Sequence[str]) -> tuple[str, ...]:
-  data = [one for one in extra if one.startswith('data.')]
-  return (
-    f'--config=configs/linear_probe.py:{preset.data},sweep,cached',
-    *(f'--config.{one}' for one in (f'seed={seed}', *data)),
-  )
 
 
 class Runs:
@@ -100,10 +31,14 @@ class Runs:
   def _beside(self, task: Job, ending: str) -> pathlib.Path:
     return self._folder / f'{task.name}{ending}'
 
+  def trained(self, task: Job) -> bool:
+    """Whether a run has ended, whatever follows it."""
+    return (self._folder / task.name / 'summary.json').exists()
+
   def finished(self, task: Job) -> dict[str, Any] | None:
     """The summary of a run, its `batch_size` and what its probe found.
 
-    `seconds` are those of both.
+    `seconds` are those of both, `training_seconds` those of all steps.
 
     None while there is something to do.
 
@@ -124,12 +59,16 @@ class Runs:
     config = json.loads(summary.with_name('config.json').read_text())
     found = json.loads(summary.read_text())
     found['batch_size'] = config['batch_size']
+    if speed := found.get('images_per_second'):
+      found['seconds_per_step'] = found['batch_size'] / speed
+      if 'steps' in found:
+        found['training_seconds'] = found['seconds_per_step'] * found['steps']
     if task.probe:
-      probe = self._beside(task, '-probe') / 'summary.json'
+      probe = self._beside(task, f'-{PROBES[task.probe]}') / 'summary.json'
       if not probe.exists():
         return None
       probed = json.loads(probe.read_text())
-      found['linear_top1'] = probed['top1']
+      found[f'{task.probe}_top1'] = probed['top1']
       found['seconds'] += probed['seconds']
     return found
 
@@ -151,11 +90,15 @@ class Runs:
     options.write_text(json.dumps(task.options, indent=2) + '\n')
     workdir = (self._folder / task.name).resolve()
     code = 0
-    if not (workdir / 'summary.json').exists():
-      code = self._call(task, task.options, workdir, watch)
+    if not self.trained(task):
+      needs = (
+        f'--config.{field}={(self._folder / one.name).resolve()}'
+        for field, one in task.needs
+      )
+      code = self._call(task, (*task.options, *needs), workdir, watch)
     if task.probe and not code:
-      probe = (*task.probe, f'--config.checkpoint={workdir}')
-      beside = workdir.with_name(f'{workdir.name}-probe')
+      probe = (*task.probe_options, f'--config.checkpoint={workdir}')
+      beside = workdir.with_name(f'{workdir.name}-{PROBES[task.probe]}')
       code = self._call(task, probe, beside, watch)
     return code
 
@@ -176,6 +119,15 @@ class Runs:
         child.wait()
         raise
     return child.returncode
+
+  def missing(self, task: Job) -> str | None:
+    """What a run that has not ended needs and does not find."""
+    if self.trained(task):
+      return None
+    for _, needed in task.needs:
+      if not self.trained(needed):
+        return f'{task.name}: not run, since {needed.name} failed'
+    return None
 
   def error(self, task: Job) -> str:
     """The line in which a run told what went wrong."""

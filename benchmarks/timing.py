@@ -1,4 +1,4 @@
-"""Timing the steps of a base method and of RePre on it, in turn."""
+"""Timing the steps of several programs in turn: a method and RePre on it."""
 
 import dataclasses
 import statistics
@@ -82,17 +82,43 @@ def prepare(config: ml_collections.ConfigDict, given: str) -> Timed:
   return timed
 
 
+def teacher_seconds(run: Any, state: Any, steps: int) -> float | None:
+  """What the frozen teachers take of a step, alone.
+
+  Args:
+    run: see `training.step.Run`.
+    state: its train state.
+    steps: timed calls.
+
+  Returns:
+    Median seconds of one call; None where there is no teacher.
+  """
+  ask = costs.teachers(run.method)
+  if ask is None:
+    return None
+  batch = run.data.render(run.data.batch(0), jax.random.key(0))
+  ask = jax.jit(ask)
+  found = []
+  for _ in range(WARMUP + steps):
+    began = time.perf_counter()
+    jax.block_until_ready(ask(state.method_state, batch))
+    found.append(time.perf_counter() - began)
+  return statistics.median(found[WARMUP:])
+
+
 def measure(
-  config: ml_collections.ConfigDict,
+  variants: ml_collections.ConfigDict | Mapping[str, Any],
   *,
   given: str = 'resident',
   steps: int = 20,
   block: int | None = None,
 ) -> list[dict[str, Any]]:
-  """Base and +RePre in turn.
+  """Several programs in turn.
 
   Args:
-    config: see `configs/common.py`.
+    variants: configs by name, all with the batch size and dtype of the first,
+      which the others are compared with; or one config, which stands for its
+      base and +RePre.
     given: see `build.make_run`.
     steps: timed steps of each variant.
     block: steps between two looks at the clock. None: 1 on CPUs; elsewhere 10,
@@ -102,23 +128,20 @@ def measure(
     One row per variant, with `COLUMNS` and more.
   """
   block = block or (1 if jax.default_backend() == 'cpu' else 10)
-  timed = {
-    name: prepare(variant, given)
-    for name, variant in build.variants(config).items()
-  }
+  if isinstance(variants, ml_collections.ConfigDict):
+    variants = build.variants(variants)
+  timed = {name: prepare(one, given) for name, one in variants.items()}
   others = machine.Others()
   for turn in range(max(1, steps // block)):
     # Neither variant is always the one that finds the caches warm.
     names = list(timed)[:: 1 if turn % 2 == 0 else -1]
     for name in names:
       timed[name].seconds.append(timed[name].advance(block))
+  first = next(iter(variants))
   shared = dict(
     kind='step',
-    method=config.method.name,
-    encoder=config.encoder.name,
-    image_size=config.data.image_size,
-    batch_size=config.batch_size,
-    dtype=config.dtype,
+    batch_size=variants[first].batch_size,
+    dtype=variants[first].dtype,
     input=given,
     block=block,
     other_cores=others.cores(),
@@ -127,8 +150,17 @@ def measure(
     **machine.process_memory(),
   )
   shared['disturbed'] = machine.disturbed(shared['other_cores'])
-  base = timed['base']
-  return [shared | _row(name, one, base, shared) for name, one in timed.items()]
+  rows = []
+  for name, one in timed.items():
+    config = variants[name]
+    own = dict(
+      method=config.method.name,
+      encoder=config.encoder.name,
+      image_size=config.data.image_size,
+      teacher_seconds=teacher_seconds(one.run, one.state, steps),
+    )
+    rows.append(shared | own | _row(name, one, timed[first], shared))
+  return rows
 
 
 def _row(

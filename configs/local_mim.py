@@ -63,6 +63,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.dtype = 'bfloat16'
   config.data = DATA[words.data]()
   config.encoder = common.encoder(words.encoder)
+  common.whole_cells(config, words.encoder)
   if family in common.VITS:
     config.encoder.update(positions='mae_sincos', init_scheme='mae')
   elif swin:
