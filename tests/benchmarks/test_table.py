@@ -1,97 +1,28 @@
-"""The tables' rows are the paper's, their runs real, and nothing runs twice."""
+"""The tables' rows are the papers', their runs real, and nothing runs twice."""
 
 import json
+import shutil
 import statistics
 
 import pytest
 
-from benchmarks import paper_tables, table, table_runs
-from benchmarks.paper_tables import PRESETS, ROWS
+from benchmarks import (
+  table,
+  table_jobs,
+  table_lines,
+  table_runs,
+)
+from benchmarks.rows import PRESETS, Row, Variant
 from tests import tiny_run
 
 PHOTOS = PRESETS['photos']
-ROW = 'table1/moby-vit_s-300'
+ROW, TEACHERS = 'table1/moby-vit_s-300', 'mrmae/vit-teacher'
 # Seconds, not minutes.
-TINY = (
-  'steps=2',
-  'batch_size=16',
-  'eval_every=0',
-  'method.queue=32',
-  'data.tile=128',
-)
+TINY = ('steps=2', 'batch_size=16', 'eval_every=0', 'data.tile=128')
 
 
 def one(name=ROW):
-  return next(row for row in ROWS if row.name == name)
-
-
-class TestRows:
-  def test_names_are_unique(self):
-    assert len({row.name for row in ROWS}) == len(ROWS) == 23
-
-  @pytest.mark.parametrize('row', ROWS, ids=lambda row: row.name)
-  def test_gains_are_the_printed_ones(self, row):
-    """Table 1 prints gains too; the last of DINO as 1.1, by a slip."""
-    printed = {
-      'simclr-vit_s-300': 0.7,
-      'byol-vit_s-300': 0.8,
-      'moco_v2-vit_s-300': 0.5,
-      'moco_v2-vit_s-800': 0.7,
-      'moco_v3-vit_s-300': 0.7,
-      'moco_v3-vit_s-600': 0.5,
-      'moby-vit_s-300': 1.1,
-      'dino-vit_s-300': 0.8,
-      'dino-vit_s-800': 0.9,
-      'simclr-vit_b-300': 0.5,
-      'byol-vit_b-300': 0.9,
-      'moco_v3-vit_b-300': 0.7,
-      'moco_v3-vit_b-600': 0.8,
-      'dino-vit_b-800': 1.0,
-      'moco_v3-swin_t-300': 1.0,
-      'moby-swin_t-100': 0.9,
-      'moby-swin_t-300': 1.1,
-    }
-    base, *others = row.paper.values()
-    if row.table == 1:
-      gain = others[0] - base
-      assert gain == pytest.approx(printed[row.name.split('/')[1]])
-    assert list(row.paper) == list(row.variants)
-    assert len(others) == {1: 1, 4: 2, 5: 6}[row.table]
-
-  @pytest.mark.parametrize('preset', PRESETS)
-  def test_every_run_is_a_config_that_builds(self, preset):
-    """Words and fields are known to the config files."""
-    preset = PRESETS[preset]
-    for row in table.select(None, preset):
-      for variant in row.variants:
-        task = table_runs.job(row, variant, 0, preset)
-        path, _, words = task.options[0].partition('=')[2].partition(':')
-        config = tiny_run.load_file(path).get_config(words)
-        for option in task.options[1:]:
-          name, _, value = option.removeprefix('--config.').partition('=')
-          kind = type(tiny_run.field(config, name))
-          config.update_from_flattened_dict({name: kind(value)})
-        assert bool(config.method.repre) == (variant != 'base')
-
-  def test_tables_share_runs(self):
-    def names(name, variant):
-      return table_runs.job(one(name), variant, 0, PHOTOS)
-
-    plain = names('table1/moco_v3-vit_s-300', '+RePre')
-    assert names('table4/moco_v3-vit_s-300', 'Multi') == plain
-    assert names('table5/moco_v3-vit_s-300', 'conv 2') == plain
-    assert names('table5/moco_v3-vit_s-300', 'conv 1').name != plain.name
-
-  def test_longer_rows_are_longer_runs(self):
-    for epochs in (300, 600):
-      task = table_runs.job(
-        one(f'table1/moco_v3-vit_s-{epochs}'), 'base', 0, PHOTOS
-      )
-      assert f'--config.epochs={5.45 * epochs / 300:g}' in task.options
-
-  def test_unknown_rows_are_told(self):
-    with pytest.raises(ValueError, match=r'tabel selects nothing.*\n  table1/'):
-      table.select(['tabel'], PHOTOS)
+  return next(row for row in table.ROWS if row.name == name)
 
 
 def finish(folder, **summary):
@@ -114,6 +45,7 @@ def fake(monkeypatch):
     folder.with_name(f'{folder.name}.log').write_text('error: it broke\n')
     if code := codes.get(task.name.split('/')[1], 0):
       return code
+    assert all(self.trained(needed) for _, needed in task.needs)
     seed = int(task.name[-1])
     gain = 2.0 + seed if 'repre' in task.name else 0.0
     summary = dict(
@@ -128,8 +60,8 @@ def fake(monkeypatch):
   return codes, made
 
 
-def make(out, seeds=2, **options):
-  return table.Table([one()], PHOTOS, seeds=seeds, out=out, **options)
+def make(out, seeds=2, row=ROW, **options):
+  return table.Table([one(row)], PHOTOS, seeds=seeds, out=out, **options)
 
 
 class TestTable:
@@ -171,41 +103,137 @@ class TestTable:
     assert len(made) == 1
 
   def test_what_is_left(self):
-    jobs = [table_runs.Job(f'{row}/base/seed0', ()) for row in 'abc']
+    jobs = [table_jobs.Job(f'{row}/base/seed0', ()) for row in 'abc']
     assert table_runs.remaining([], jobs) == 'not known yet'
     done = [(jobs[0], 3600.0), (jobs[1], 60.0)]
     # Another seed of a takes as long as a; c as long as the mean.
-    left = [table_runs.Job('a/base/seed1', ()), jobs[2]]
+    left = [table_jobs.Job('a/base/seed1', ()), jobs[2]]
     assert table_runs.remaining(done, left) == '1:30 h'
 
 
-def test_a_real_run(tmp_path):
-  """Beside one that was there; then nothing is repeated, others are refused."""
-  repre = tmp_path / 'moby-vit_mini4-300/repre/seed0'
-  finish(repre, knn_top1=1.0)
-  finish(repre.with_name('seed0-probe'), top1=90.0)
-  options = [f'--set={one}' for one in TINY]
-  command = [tiny_run.sys.executable, '-m', 'benchmarks.table']
-  command += ['--preset=photos', f'--rows={ROW}', '--seeds=1', *options]
-  command += [f'--out={tmp_path}', '--probe=linear']
+class TestNeeds:
+  """MR-MAE's teachers are runs."""
+
+  NAMES = [
+    'mae-vit_mini4-100/base/seed0',
+    'moco_v3-vit_mini4-300/steps_1-base_lr_0.0/seed0',
+    'mr_mae-vit_mini4-100/first_untrained/seed0',
+    'dino-vit_mini4-300/crops6/seed0',
+    'mr_mae-vit_mini4-100/first_dino/seed0',
+    'moco_v3-vit_mini4-300/base/seed0',
+    'mr_mae-vit_mini4-100/first_moco_v3/seed0',
+  ]
+
+  def test_they_come_first_and_once(self, fake, tmp_path):
+    _, made = fake
+    both = [one(TEACHERS), one('mrmae/vit-two-teachers')]
+    assert table.Table(both, PHOTOS, seeds=1, out=tmp_path).run() == []
+    last = 'mr_mae-vit_mini4-100/first_dino-second_moco_v3/seed0'
+    assert made == [*self.NAMES, last]
+    lines = json.loads((tmp_path / 'table.json').read_text())['lines']
+    assert [line['variant'] for line in lines[:4]] == [
+      *('MAE', 'untrained', 'DINO', 'MoCo v3')
+    ]
+    assert len(lines) == 7  # the file's variant is left out
+
+  def test_seeds_have_teachers_of_their_own(self, tmp_path):
+    jobs = make(tmp_path, row=TEACHERS).jobs
+    assert [task.name for task in jobs[: len(self.NAMES)]] == self.NAMES
+    for task in jobs:
+      assert all(needed.seed == task.seed for _, needed in task.needs)
+
+  def test_a_teacher_that_failed_is_told(self, fake, tmp_path):
+    codes, made = fake
+    codes['crops6'] = 1
+    errors = make(tmp_path, seeds=1, row=TEACHERS).run()
+    assert errors == [
+      'dino-vit_mini4-300/crops6/seed0: error: it broke',
+      'mr_mae-vit_mini4-100/first_dino/seed0: not run, since '
+      'dino-vit_mini4-300/crops6/seed0 failed',
+    ]
+    assert made == [name for name in self.NAMES if 'first_dino' not in name]
+
+  def test_a_teacher_that_is_gone_is_not_made_again(self, fake, tmp_path):
+    _, made = fake
+    make(tmp_path, seeds=1, row=TEACHERS).run()
+    shutil.rmtree(tmp_path / 'dino-vit_mini4-300')
+    made.clear()
+    assert make(tmp_path, seeds=1, row=TEACHERS).run() == []
+    assert made == []
+
+  def test_a_file_may_teach(self, tmp_path):
+    given = make(tmp_path, seeds=1, row=TEACHERS, teacher='a/clip.pt').jobs
+    (task,) = [t for t in given if t.name.endswith('/first_clip/seed0')]
+    option = '--config.method.teachers.first.checkpoint=a/clip.pt'
+    assert option in task.options and not task.needs
+    # Teachers that a row names stay; the default one is the file.
+    assert len(given) == len(self.NAMES) + 1
+    row = 'mrmae/vit-error'
+    for task in make(tmp_path, row=row, teacher='a/clip.pt').jobs:
+      assert option in task.options
+    (dino,) = {
+      n for t in make(tmp_path, seeds=1, row=row).jobs for n in t.needs
+    }
+    assert dino[1].name == 'dino-vit_mini4-300/crops6/seed0'
+
+
+class TestLines:
+  def test_what_is_not_published_is_a_dash(self):
+    variants = dict(a=Variant(), b=Variant(), c=Variant())
+    row = Row('t', 'mae', 'vit', 100, variants, dict(a=80.0, c=81.5))
+    found = dict.fromkeys(variants, [None])
+    lines = {v: table_lines.line(row, v, found, 'knn_top1') for v in variants}
+    assert lines['b']['paper'] is None and 'paper_gain' not in lines['b']
+    assert lines['c']['paper_gain'] == '+1.5'
+    assert lines['b']['accuracy'] is None and lines['b']['gain'] is None
+
+  def test_the_time_of_all_steps_is_told(self, tmp_path):
+    finish(tmp_path / 'run', steps=10)  # of 16 images at 8 a second
+    found = table_runs.Runs(tmp_path).finished(table_jobs.Job('run', ()))
+    assert found['training_seconds'] == 20
+    line = table_lines.line(
+      one('localmim/vit-time'), 'MAE 25', {'MAE 25': [found]}, 'knn_top1'
+    )
+    assert line['training'] == 20 and line['seconds_per_step'] == 2
+
+  def test_what_follows_a_run_is_read(self, tmp_path):
+    finish(tmp_path / 'run')
+    finish(tmp_path / 'run-finetune', top1=70.0)
+    task = table_jobs.Job('run', (), probe='finetune')
+    assert table_runs.Runs(tmp_path).finished(task)['finetune_top1'] == 70
+    other = table_jobs.Job('run', (), probe='linear')
+    assert table_runs.Runs(tmp_path).finished(other) is None
+
+
+def test_real_runs(tmp_path, monkeypatch, capsys):
+  """A teacher, a student of it, and what was there; then nothing again."""
+  others = ['mae-vit_mini4-100/base', 'mr_mae-vit_mini4-100/first_dino']
+  for name in (*others, 'mr_mae-vit_mini4-100/first_moco_v3'):
+    finish(tmp_path / name / 'seed0', knn_top1=90.0)
+  argv = ['--preset=photos', f'--rows={TEACHERS}', '--seeds=1']
+  argv += [f'--out={tmp_path}', *(f'--set={option}' for option in TINY)]
+  command = [tiny_run.sys.executable, '-m', 'benchmarks.table', *argv]
   done = tiny_run.call(command)
   assert done.returncode == 0, done.stderr
-  assert '2/2 moby-vit_mini4-300/base/seed0 (left: 0:02 h)' in done.stderr
-  base, repre = json.loads((tmp_path / 'table.json').read_text())['lines']
-  summary = tmp_path / 'moby-vit_mini4-300/base/seed0/summary.json'
-  probe = json.loads(
-    (summary.parent.parent / 'seed0-probe/summary.json').read_text()
-  )
-  assert probe['top1'] == base['values']['0'] > 100 / 17
-  assert repre['gains'] == [90 - probe['top1']]
-  assert base['seconds_per_step'] > 0
+  student = 'mr_mae-vit_mini4-100/first_untrained/seed0'
+  assert f'3/5 {student} (left: 0:02 h)' in done.stderr
+  lines = json.loads((tmp_path / 'table.json').read_text())['lines']
+  summary = tmp_path / student / 'summary.json'
+  top1 = json.loads(summary.read_text())['knn_top1']
+  assert lines[1]['values'] == {'0': top1} and lines[1]['gains'] == [top1 - 90]
+  assert lines[1]['seconds_per_step'] > 0
+  config = json.loads(summary.with_name('config.json').read_text())
+  teacher = config['method']['teachers']['first']
+  assert teacher['checkpoint'].endswith('steps_1-base_lr_0.0/seed0')
+  assert teacher['encoder']['name'] == 'vit_mini4'
   before = summary.stat().st_mtime_ns
 
-  again = tiny_run.call(command)
-  assert again.returncode == 0 and again.stdout == done.stdout
-  other = tiny_run.call([*command, '--set=optim.base_lr=1.0'])
-  assert other.returncode == 1
-  assert 'made with other options (--config.optim.base_lr=1.0)' in other.stderr
+  table.FLAGS.unparse_flags()
+  assert table.main(['table', *argv]) == 0
+  assert capsys.readouterr().out == done.stdout
+  with pytest.raises(ValueError, match='made with other options .*base_lr=1.0'):
+    table.main(['table', *argv, '--set=optim.base_lr=1.0'])
+  table.FLAGS.unparse_flags()
   assert summary.stat().st_mtime_ns == before
 
 
@@ -214,6 +242,6 @@ def test_list_and_wrong_words(capsys):
   base, repre = capsys.readouterr().out.splitlines()
   assert base.startswith('moby-vit_mini4-300/base/seed0 --config=configs/moby')
   assert 'repre' in repre
-  assert set(paper_tables.PRESETS) == {
+  assert set(PRESETS) == {
     *('photos', 'cifar10', 'imagenette', 'imagenet2012', 'folder')
   }
