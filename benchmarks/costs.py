@@ -92,6 +92,11 @@ def load(method: str, word: str) -> ml_collections.ConfigDict:
   mini = bool(re.search(r'mini', word))
   if mini:
     config.data.image_size = 32
+    patch = word.removeprefix(common.family(word))
+    if patch and 'positions_grid' in config.encoder:
+      config.encoder.positions_grid = 32 // int(patch)
+    if patch and 'mask_unit' in config.method:
+      config.method.mask_unit = int(patch)
   if method in MASKED:
     common.whole_cells(config, word)
   if 'teachers' in config.method:

@@ -3,8 +3,8 @@
 PyTorch is no dependency: the caller names an interpreter that has it and a
 script, which is started as
 
-  PYTHON SCRIPT step --method moco_v3 --arch ARCH --size PX --batch B --steps N
-    --warmup 2 [--bf16]
+  PYTHON SCRIPT step --method moco_v3|mae --arch ARCH --size PX --batch B
+    --steps N --warmup 2 [--bf16]
 
 and prints one JSON object as its last line, with `median_s`, `params_m` and
 `other_cores`. Its step has to be forward of all networks, loss, backward, AdamW
@@ -21,9 +21,10 @@ from typing import Any
 import ml_collections
 
 from benchmarks import machine, timing
-from configs import moco_v3
+from configs import mae, moco_v3
 
-# Sizes by the name that the script knows. Six heads as timm's ViT-S has.
+# Method and sizes by name: that of the architecture that the script knows,
+# unless `arch` says it. Six heads as timm's ViT-S has.
 SIZES: Mapping[str, Mapping[str, Any]] = {
   'vit_tiny_test': dict(
     encoder='vit_ti4',
@@ -41,6 +42,14 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     hidden=4096,
     out=256,
   ),
+  # Visible patches through the encoder, all through eight blocks of 512.
+  'mae_vit_b16': dict(
+    method='mae',
+    arch='vit_b16',
+    encoder='vit_b16',
+    image_size=224,
+    batch_size=8,
+  ),
 }
 COLUMNS = dict(
   name='',
@@ -54,17 +63,27 @@ COLUMNS = dict(
 
 
 def config(arch: str, dtype: str) -> ml_collections.ConfigDict:
-  """MoCo v3 with the sizes of a peer; it trains the patch embedding too."""
+  """MoCo v3 or MAE with the sizes of a peer.
+
+  All of MoCo v3's patch embedding is trained, as the peer's is.
+  """
   size = SIZES[arch]
-  out = moco_v3.get_config(f'{size["encoder"]},arrays')
+  file = mae if _method(size) == 'mae' else moco_v3
+  out = file.get_config(f'{size["encoder"]},arrays')
   out.batch_size, out.dtype = size['batch_size'], dtype
   out.data.image_size = size['image_size']
+  if file is mae:
+    return out
   out.method.update(
     hidden=size['hidden'], out=size['out'], frozen_patch_embed=False
   )
   with out.encoder.unlocked():
     out.encoder.update(size['fields'])
   return out
+
+
+def _method(size: Mapping[str, Any]) -> str:
+  return size.get('method', 'moco_v3')
 
 
 def run_peer(
@@ -76,8 +95,13 @@ def run_peer(
     RuntimeError: the script failed; with the end of what it said.
   """
   size = SIZES[arch]
-  command = [python, script, 'step', '--method', 'moco_v3', '--arch', arch]
-  command += ['--size', str(size['image_size'])]
+  command = [python, script, 'step', '--method', _method(size)]
+  command += [
+    '--arch',
+    size.get('arch', arch),
+    '--size',
+    str(size['image_size']),
+  ]
   command += ['--batch', str(size['batch_size'])]
   command += ['--steps', str(steps), '--warmup', '2']
   command += ['--bf16'] if dtype == 'bfloat16' else []
