@@ -82,6 +82,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     hog_offset=config_dict.placeholder(object),
     normalize_pixels=True,
     mask_ratio=0.75,
+    masking='random',  # or 'blocks'
     isolate_gradients=False,
     fuse=False,  # the ablation: one decoder for all levels
     legacy_swin_geometry=False,  # True: as the released Swin was trained

@@ -100,6 +100,8 @@ def _method(words: ml_collections.ConfigDict) -> dict:
   return dict(
     name='mae',
     mask_ratio=0.75,
+    masking='random',  # or 'blocks'
+    masks_per_image=1,  # 4: each patch is visible once (FastConvMAE)
     # Patches of 16 grey pixels without mean and contrast are mostly noise.
     normalize_pixels=words.data != 'photos',
     decoder=decoder,

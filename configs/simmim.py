@@ -55,7 +55,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.encoder = common.encoder(words.encoder)
   config.views = dict(view1=views.crop())
   config.views.view1.scale = (0.67, 1.0)
-  config.method = dict(name='simmim', mask_ratio=0.6, mask_unit=32)
+  config.method = dict(
+    name='simmim',
+    mask_ratio=0.6,
+    mask_unit=32,
+    masking='random',  # or 'blocks'
+  )
   config.optim = optim.adamw(
     base_lr=2e-4,
     per=512,

@@ -4,19 +4,18 @@ Wang et al.: Masked Image Modeling with Local Multi-Scale Reconstruction, 2023
 (arXiv:2303.05251).
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from models.convvit import ConvViT
 from models.layers import check_word
 from models.masked_decoders import MaskedDecoder
-from models.masking import random_masking
 from models.swin import Swin
 from pretrain.branch import Branch
 from pretrain.hog import Hog, random_offset
 from pretrain.losses import squared_error
 from pretrain.masked_modeling import MaskedModeling
+from pretrain.masks import choose_masking
 from pretrain.targets import NormalizedPixels
 from training.recipe import Recipe
 
@@ -50,6 +49,7 @@ def local_mim(
   hog_offset: Any = None,
   normalize_pixels: bool = True,
   mask_ratio: float = 0.75,
+  masking: str = 'random',
   isolate_gradients: bool = False,
   fuse: bool = False,
   legacy_swin_geometry: bool = False,
@@ -65,25 +65,25 @@ def local_mim(
   Args:
     encoder: a ViT, a Swin, or a ConvViT (our extension).
     recipe: rates and decay.
-    decoder: `width` (one for all tasks, or one for each), `depth`, `num_heads`
-      of the `MaskedDecoder`s.
+    decoder: of the `MaskedDecoder`s; `width` may be one number for each task.
     levels: which blocks (ViT: 1 to its depth), stages (Swin, after their
       merging) or levels (ConvViT) have a task, shallow to deep, from 1. None:
       2, 4, N − 2 and N of N blocks; all stages; or all convolution stages and
       the blocks N − 2 and N.
-    scales: places per token along a side, for each task; None: 4, 2, 1, 1/2 of
-      the patches, and whatever grid a stage has.
+    scales: places per token along a side, of each task; None: 4, 2, 1, 1/2 on
+      a ViT, else the grids of the stages.
     target: 'hog', one histogram per place and channel, or 'pixels'.
     hog_bins: of a histogram; 18 for the authors' ViT-L and Swin.
     hog_offset: None, (x, y) added to all gradients, or 'random', other numbers
       in ±1/3 for each task, the same in every run; see `Hog`.
     normalize_pixels: every region of pixels has mean 0 and deviation 1.
     mask_ratio: share of hidden patches or units.
+    masking: 'random', or 'blocks' (BEiT's).
     isolate_gradients: each task trains its own segment of the encoder alone.
     fuse: one task instead, whose decoder reads the sum of all levels and
       predicts one place per token.
     legacy_swin_geometry: see `Swin.legacy_geometry`.
-    dtype: compute dtype of the decoders.
+    dtype: of the decoders' computations.
     chunks: into how many parts the batch is cut.
 
   Returns:
@@ -113,10 +113,9 @@ def local_mim(
     )
     fields = dict(decoders[i], scale=scales[i], dtype=dtype)
     branches[name] = _branch(encoder, group, wanted, fields)
-  shared = isinstance(encoder, Swin)
   return MaskedModeling(
     encoder=encoder,
-    masking=functools.partial(random_masking, ratio=mask_ratio, shared=shared),
+    masking=choose_masking(encoder, kind=masking, ratio=mask_ratio),
     branches=branches,
     recipe=recipe,
     cuts=tuple(tap.cut for tap in taps[:-1]) if isolate_gradients else (),

@@ -5,7 +5,6 @@ He et al.: Masked Autoencoders Are Scalable Vision Learners, 2022
 Transformer for Masked Image Modeling, 2022 (arXiv:2205.13515).
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +12,10 @@ from models.decoders import level_indices
 from models.layers import check_word
 from models.masked_decoders import MaskedDecoder
 from models.masked_fusion import MaskedFusionDecoder
-from models.masking import random_masking
-from models.swin import Swin
 from pretrain.branch import Branch
 from pretrain.losses import squared_error
 from pretrain.masked_modeling import MaskedModeling
+from pretrain.masks import choose_masking
 from pretrain.targets import NormalizedPixels
 from training.recipe import Recipe
 
@@ -30,6 +28,8 @@ def mae(
   *,
   decoder: Mapping[str, Any],
   mask_ratio: float = 0.75,
+  masking: str = 'random',
+  masks_per_image: int = 1,
   normalize_pixels: bool = True,
   dtype: str = 'float32',
   chunks: int = 1,
@@ -53,6 +53,9 @@ def mae(
       `fusion_layers` of the `MaskedFusionDecoder`; it predicts patches of the
       shallowest level.
     mask_ratio: share of hidden patches; int(n · (1 − ratio)) of n stay visible.
+    masking: 'random', or 'blocks' (BEiT's).
+    masks_per_image: 1, or 1 / (1 − mask_ratio): every image is masked so often
+      that each patch is visible once, while it is read once (FastConvMAE).
     normalize_pixels: whether every patch of the target has mean 0 and standard
       deviation 1.
     dtype: compute dtype of the decoder.
@@ -62,7 +65,8 @@ def mae(
     The method.
 
   Raises:
-    ValueError: an unknown kind of decoder, or more levels than there are.
+    ValueError: unknown words, more levels than there are, or numbers of masks
+      and ratios that do not fit.
   """
   fields = dict(decoder)
   kind = fields.pop('kind', 'blocks')
@@ -71,9 +75,13 @@ def mae(
   levels, side, module = build(encoder, dtype=dtype, **fields)
   return MaskedModeling(
     encoder=encoder,
-    masking=functools.partial(
-      random_masking, ratio=mask_ratio, shared=isinstance(encoder, Swin)
+    masking=choose_masking(
+      encoder,
+      kind=masking,
+      ratio=mask_ratio,
+      masks_per_image=masks_per_image,
     ),
+    copies=masks_per_image,
     branches={
       'decoder': Branch(
         levels=levels,

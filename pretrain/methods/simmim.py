@@ -4,16 +4,13 @@ Xie et al.: SimMIM: A Simple Framework for Masked Image Modeling, 2022
 (arXiv:2111.09886).
 """
 
-import functools
 from typing import Any
-
-import jax
 
 from models.convvit import ConvViT
 from models.decoders import LinearDecoder
-from models.masking import Mask, random_masking
 from pretrain.branch import Branch
 from pretrain.masked_modeling import MaskedModeling
+from pretrain.masks import choose_masking
 from pretrain.targets import NormalizedPixels
 from training.recipe import Recipe
 
@@ -24,6 +21,7 @@ def simmim(
   *,
   mask_ratio: float = 0.6,
   mask_unit: int = 32,
+  masking: str = 'random',
   dtype: str = 'float32',
   chunks: int = 1,
 ) -> MaskedModeling:
@@ -43,6 +41,7 @@ def simmim(
     mask_ratio: share of hidden units.
     mask_unit: side in pixels of the squares that are hidden or visible as a
       whole: so many patches, or, of a Swin, a part of its stride.
+    masking: 'random' units, or 'blocks' (BEiT's, of the same cells).
     dtype: compute dtype of the head.
     chunks: into how many parts the batch is cut.
 
@@ -58,10 +57,12 @@ def simmim(
       'has (its convolutions leave them out): take a ViT or a Swin, or MAE'
     )
   cell = _cell(encoder, mask_unit)
+  encoder = encoder.clone(mask_token=True)
   return MaskedModeling(
-    encoder=encoder.clone(mask_token=True),
-    masking=functools.partial(
-      _masking,
+    encoder=encoder,
+    masking=choose_masking(
+      encoder,
+      kind=masking,
       ratio=mask_ratio,
       unit=mask_unit // cell,
       parts=encoder.cell // cell,
@@ -102,16 +103,3 @@ def _cell(encoder: Any, unit: int) -> int:
       f'this encoder can hide{parts}'
     )
   return cell
-
-
-def _masking(
-  rng: jax.Array,
-  grid: tuple[int, int],
-  hints: jax.Array | None = None,
-  *,
-  parts: int,
-  **fields: Any,
-) -> Mask:
-  """`random_masking` on a grid `parts` times as fine."""
-  finer = (grid[0] * parts, grid[1] * parts)
-  return random_masking(rng, finer, hints, **fields)
