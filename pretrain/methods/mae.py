@@ -51,7 +51,7 @@ def mae(
       `num_heads` of the `MaskedDecoder`. 'fusion': `levels`, how many of the
       encoder's are fused, as RePre chooses them, and `width`, `fusion`,
       `fusion_layers` of the `MaskedFusionDecoder`; it predicts patches of the
-      shallowest level.
+      shallowest level, and the encoder's final norm learns nothing.
     mask_ratio: share of hidden patches; int(n · (1 − ratio)) of n stay visible.
     masking: 'random', or 'blocks' (BEiT's).
     masks_per_image: 1, or 1 / (1 − mask_ratio): every image is masked so often
