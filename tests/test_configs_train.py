@@ -96,7 +96,7 @@ def test_two_steps(name, words, tmp_path):
 
 def test_a_mask_token_stays_with_the_task(tmp_path):
   """Who reads the encoder gets it without; others start from it."""
-  trained(small('simmim', 'vit_mini4'), tmp_path)
+  trained(small('simmim', 'vit_mini4', mask_unit=8), tmp_path)
   found, backbone = load_params(tmp_path), load_backbone(tmp_path)
   token = 'encoder/mask_token/token'
   encoder = {name for name in found if name.startswith('encoder/')}
