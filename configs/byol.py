@@ -5,8 +5,8 @@ r"""BYOL, alone or with RePre (arXiv:2006.07733, 2201.06857).
   python main.py --config=configs/byol.py:vit_mini4,photos --workdir=runs/byol
 
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
-masked, lars. With masked the encoder also learns MAE's task on one view; see
-config.method.masked.
+masked, masked_local, lars. With masked the encoder also learns MAE's task on
+one view, with masked_local LocalMIM's; see config.method.masked.
 
 On ViT the recipe is that of MoCo v3's comparison (arXiv:2104.02057, §6.1 and
 Fig. 6): batch 4096, 300 epochs, AdamW with 1e-4 per 256 images, decay 0.03, 40
@@ -20,13 +20,13 @@ with RePre 72.2 %. Not run here; for minutes on photographs see docs/results.md.
 
 import ml_collections
 
-from configs import common, mae, optim, views
+from configs import beside, common, optim, views
 from configs.data import DATA
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  flags = ('repre', 'masked', 'lars')
+  flags = ('repre', *beside.FLAGS, 'lars')
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 4096, 300.0
@@ -46,5 +46,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   if words.lars:
     config.optim = optim.lars(base_lr=0.3, decay=1e-6, warmup_epochs=10.0)
   config.method.update(common.small(config, words.data))
-  mae.beside(config, words)
+  beside.add(config, words)
   return config

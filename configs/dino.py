@@ -5,8 +5,8 @@ r"""DINO, alone or with RePre (arXiv:2104.14294, 2201.06857).
   python main.py --config=configs/dino.py:vit_mini4,photos --workdir=runs/dino
 
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
-masked, crops6. With masked the encoder also learns MAE's task on one view; see
-config.method.masked.
+masked, masked_local, crops6. With masked the encoder also learns MAE's task on
+one view, with masked_local LocalMIM's; see config.method.masked.
 
 The recipe is the paper's for ViT-S/16: batch 1024, AdamW with 5e-4 per 256
 images, 10 epochs of warm-up, a cosine down to 1e-6, decay that rises from 0.04
@@ -22,7 +22,7 @@ docs/results.md.
 
 import ml_collections
 
-from configs import common, mae, optim, views
+from configs import beside, common, optim, views
 from configs.data import DATA
 
 # Words for other numbers of local crops than the preset's.
@@ -31,7 +31,7 @@ CROPS = dict(crops0=0, crops6=6, crops8=8, crops10=10)
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  flags = ('repre', 'masked', *CROPS)
+  flags = ('repre', *beside.FLAGS, *CROPS)
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 1024, 300.0
@@ -89,5 +89,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       out=1024 if few else 4096,
       warmup_teacher_epochs=1 if few else 10,
     )
-  mae.beside(config, words)
+  beside.add(config, words)
   return config

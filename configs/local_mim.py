@@ -30,6 +30,9 @@ Small images have no cells below 4 px (our choice): on patches of 4 px the first
 three decoders predict cells of 4, the last one of 8.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -72,23 +75,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.encoder.window = 14
   config.views = dict(view1=views.crop('bicubic'))
   config.views.view1.scale = (0.2, 1.0)
-  config.method = dict(
-    name='local_mim',
-    levels=config_dict.placeholder(tuple),  # None: the paper's, see above
-    scales=_scales(words.encoder),
-    target='hog',  # or 'pixels'
-    hog_bins=recipe.get('hog_bins', 9),
-    # None, two numbers added to the gradients, or 'random'.
-    hog_offset=config_dict.placeholder(object),
-    normalize_pixels=True,
-    mask_ratio=0.75,
-    masking='random',  # or 'blocks'
-    isolate_gradients=False,
-    fuse=False,  # the ablation: one decoder for all levels
-    legacy_swin_geometry=False,  # True: as the released Swin was trained
-    decoder=_decoder(words),
-  )
-  config.method.hog_offset = recipe.get('hog_offset')
+  config.method = method(words, recipe)
   config.optim = optim.adamw(
     base_lr=recipe['base_lr'],
     decay=0.05,
@@ -98,14 +85,47 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     exclude_vectors=True,
     exclude=TABLES if swin else '',
   )
-  if common.small(config, words.data):
-    config.method.update(hog_bins=9, hog_offset=None)
+  common.small(config, words.data)
   if words.data == 'photos':
     config.epochs = 21.82  # 1200 steps, as MAE's preset
     config.optim.base_lr = 5e-3
     if 'pool' in config.encoder:
       config.encoder.pool = 'mean'
   return config
+
+
+def method(
+  words: ml_collections.ConfigDict, recipe: Mapping[str, Any] | None = None
+) -> dict:
+  """LocalMIM's fields for an encoder and data.
+
+  Args:
+    words: of `common.parse`.
+    recipe: bins and offset of the gradients, if not the usual ones.
+  """
+  # The papers' bins are for the papers' images.
+  recipe = {} if recipe is None or words.data in common.SMALL else recipe
+  return dict(
+    name='local_mim',
+    levels=config_dict.placeholder(tuple),  # None: the paper's, see above
+    scales=_scales(words.encoder),
+    target='hog',  # or 'pixels'
+    hog_bins=recipe.get('hog_bins', 9),
+    # None, two numbers added to the gradients, or 'random'.
+    hog_offset=_either(recipe.get('hog_offset')),
+    normalize_pixels=True,
+    mask_ratio=0.75,
+    masking='random',  # or 'blocks'
+    isolate_gradients=False,
+    fuse=False,  # the ablation: one decoder for all levels
+    legacy_swin_geometry=False,  # True: as the released Swin was trained
+    decoder=_decoder(words),
+  )
+
+
+def _either(value: Any) -> config_dict.FieldReference:
+  """A field that holds numbers, a word or nothing."""
+  return config_dict.FieldReference(value, field_type=object)
 
 
 def _decoder(words: ml_collections.ConfigDict) -> dict:

@@ -57,7 +57,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.encoder.update(positions='mae_sincos', init_scheme='mae')
   config.views = dict(view1=views.crop('bicubic'))
   config.views.view1.scale = (0.2, 1.0)
-  config.method = _method(words)
+  config.method = method(words)
   config.optim = optim.adamw(
     base_lr=1.5e-4,
     decay=0.05,
@@ -80,7 +80,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   return config
 
 
-def _method(words: ml_collections.ConfigDict) -> dict:
+def method(words: ml_collections.ConfigDict) -> dict:
   """MAE's fields for an encoder and data."""
   family, small = common.family(words.encoder), words.data in common.SMALL
   if words.get('fusion'):
@@ -106,23 +106,3 @@ def _method(words: ml_collections.ConfigDict) -> dict:
     normalize_pixels=words.data != 'photos',
     decoder=decoder,
   )
-
-
-def beside(
-  config: ml_collections.ConfigDict, words: ml_collections.ConfigDict
-) -> None:
-  """Adds masked branches to a contrastive config whose words ask for them.
-
-  Args:
-    config: gets `method.masked`, MAE's fields and how they join the method.
-    words: of `common.parse`, with the flag `masked`.
-  """
-  config.method.masked = None
-  if words.masked:
-    config.method.masked = dict(
-      _method(words),
-      weight=1.0,
-      contrast_weight=1.0,
-      view='view1',  # which is masked
-    )
-    common.whole_cells(config, words.encoder)

@@ -5,8 +5,8 @@ r"""MoBY, alone or with RePre (arXiv:2105.04553, 2201.06857).
   python main.py --config=configs/moby.py:vit_mini4,photos --workdir=runs/moby
 
 Words: an encoder (swin_t, vit_s16), data (photos, cifar10, folder), repre,
-masked. With masked the encoder also learns MAE's task on one view; see
-config.method.masked.
+masked, masked_local. With masked the encoder also learns MAE's task on one
+view, with masked_local LocalMIM's; see config.method.masked.
 
 The recipe is the authors': batch 512, 300 epochs, AdamW with 1e-3 per 512
 images from 5e-7 over 5 epochs down to 5e-6, decay 0.05 on all but biases and
@@ -18,13 +18,13 @@ docs/results.md.
 
 import ml_collections
 
-from configs import common, mae, optim, views
+from configs import beside, common, optim, views
 from configs.data import DATA
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  flags = ('repre', 'masked')
+  flags = ('repre', *beside.FLAGS)
   words = common.parse(arg, encoder='swin_t', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 512, 300.0
@@ -59,5 +59,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.method.update(common.small(config, words.data))
   if words.data == 'photos':
     config.method.queue = 1024  # of 3570 images
-  mae.beside(config, words)
+  beside.add(config, words)
   return config

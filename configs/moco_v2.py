@@ -6,8 +6,8 @@ r"""MoCo v2, alone or with RePre (arXiv:2003.04297, 2201.06857).
     --workdir=runs/moco_v2
 
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
-masked. With masked the encoder also learns MAE's task on one view; see
-config.method.masked.
+masked, masked_local. With masked the encoder also learns MAE's task on one
+view, with masked_local LocalMIM's; see config.method.masked.
 
 The numbers on ViT that RePre compares with are those of DINO's authors, who
 gave it a head of three layers with BatchNorm and 256 outputs (arXiv:2104.14294,
@@ -20,13 +20,13 @@ on photographs see docs/results.md.
 
 import ml_collections
 
-from configs import common, mae, optim, views
+from configs import beside, common, optim, views
 from configs.data import DATA
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A recipe for ViT, and presets for small data."""
-  flags = ('repre', 'masked')
+  flags = ('repre', *beside.FLAGS)
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 1024, 300.0
@@ -52,5 +52,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     queue = 8192 if words.data == 'cifar10' else 1024
     config.method.update(head, queue=queue)
     config.method.momentum = min(config.method.momentum, 0.99)
-  mae.beside(config, words)
+  beside.add(config, words)
   return config

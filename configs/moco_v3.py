@@ -6,8 +6,8 @@ r"""MoCo v3, alone or with RePre (arXiv:2104.02057, 2201.06857).
     --config.data.data_dir=$HOME/tensorflow_datasets --workdir=runs/cifar10
 
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
-masked. With masked the encoder also learns MAE's task on one view; see
-config.method.masked.
+masked, masked_local. With masked the encoder also learns MAE's task on one
+view, with masked_local LocalMIM's; see config.method.masked.
 
 The recipe is the authors' for ImageNet: batch 4096, 300 epochs, AdamW with
 1.5e-4 per 256 images and decay 0.1, 40 epochs of warm-up. Published linear
@@ -18,13 +18,13 @@ Not run here; for minutes on photographs see docs/results.md.
 
 import ml_collections
 
-from configs import common, mae, optim, views
+from configs import beside, common, optim, views
 from configs.data import DATA
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  flags = ('repre', 'masked')
+  flags = ('repre', *beside.FLAGS)
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 4096, 300.0
@@ -44,5 +44,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.optim = optim.adamw(base_lr=1.5e-4, decay=0.1, warmup_epochs=40.0)
   # Fewer negatives and short runs want smaller heads and a higher rate.
   config.method.update(common.small(config, words.data))
-  mae.beside(config, words)
+  beside.add(config, words)
   return config

@@ -6,8 +6,8 @@ r"""SimCLR, alone or with RePre (arXiv:2002.05709, 2201.06857).
     --workdir=runs/simclr
 
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
-masked, lars. With masked the encoder also learns MAE's task on one view; see
-config.method.masked.
+masked, masked_local, lars. With masked the encoder also learns MAE's task on
+one view, with masked_local LocalMIM's; see config.method.masked.
 
 On ViT the recipe is that of MoCo v3's comparison (arXiv:2104.02057, §6.1 and
 Fig. 6): batch 4096, 300 epochs, AdamW with 2e-4 per 256 images, decay 0.1, 40
@@ -21,13 +21,13 @@ on photographs see docs/results.md.
 
 import ml_collections
 
-from configs import common, mae, optim, views
+from configs import beside, common, optim, views
 from configs.data import DATA
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  flags = ('repre', 'masked', 'lars')
+  flags = ('repre', *beside.FLAGS, 'lars')
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 4096, 300.0
@@ -56,5 +56,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       base_lr=0.3, decay=1e-4, warmup_epochs=10.0, classic=True
     )
   config.method.update(common.small(config, words.data))
-  mae.beside(config, words)
+  beside.add(config, words)
   return config

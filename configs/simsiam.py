@@ -6,8 +6,8 @@ r"""SimSiam, alone or with RePre (arXiv:2011.10566, 2201.06857).
     --workdir=runs/simsiam
 
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
-masked. With masked the encoder also learns MAE's task on one view; see
-config.method.masked.
+masked, masked_local. With masked the encoder also learns MAE's task on one
+view, with masked_local LocalMIM's; see config.method.masked.
 
 The authors trained ResNet only: batch 512, 100 epochs, SGD with 0.05 per 256
 images and decay 1e-4 on everything, no warm-up, a constant rate for the
@@ -18,13 +18,13 @@ constant. Views and heads are the authors'. Not run here.
 
 import ml_collections
 
-from configs import common, mae, optim, views
+from configs import beside, common, optim, views
 from configs.data import DATA
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A recipe for ViT, and presets for small data."""
-  flags = ('repre', 'masked')
+  flags = ('repre', *beside.FLAGS)
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 512, 100.0
@@ -45,5 +45,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   if head := common.small(config, words.data):
     wide = head['hidden'] // 2
     config.method.update(hidden=wide, out=wide, bottleneck=wide // 4)
-  mae.beside(config, words)
+  beside.add(config, words)
   return config
