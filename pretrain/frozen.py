@@ -35,7 +35,16 @@ class Frozen:
   size: tuple[int, int] | None = None
 
   def init(self, rng: jax.Array, images: jax.Array) -> Any:
-    """Parameters, to be replaced by trained ones."""
+    """Parameters, to be replaced by trained ones.
+
+    Raises:
+      ValueError: a teacher of other images.
+    """
+    self.check_channels(images.shape[-1])
+    # No shape depends on the size, and its patches need not tile these images.
+    stride = self.encoder.strides[-1]
+    size = (max(side // stride, 1) * stride for side in images.shape[1:3])
+    images = jnp.zeros((1, *size, images.shape[-1]))
     return self.encoder.init(rng, images)['params']
 
   def check_channels(self, channels: int) -> None:

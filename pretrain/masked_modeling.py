@@ -107,14 +107,15 @@ class MaskedModeling:
     state = dict(teachers=teachers) if teachers else {}
     return given(params, initial), state
 
-  def _given(self, method_state, images, rng):
+  def _given(self, method_state, images, rng, chunks=1):
     """What a step works on, by row: sources, mask, images, noise.
 
-    Sources are what targets are computed from, by name.
+    Sources are what targets are computed from, by name. Batches that are none
+    of the run's, at the start and for figures, may not divide into its chunks.
     """
     b, size = len(images), images.shape[1:3]
     grid = tuple(side // self.encoder.cell for side in size)
-    said, hints = self._taught(method_state, images, grid)
+    said, hints = self._taught(method_state, images, grid, chunks)
     mask = self.masking(named_key(rng, 'mask'), grid, hints, batch=b)
     if self.copies > 1:
       # Rows of one image stay together, and so on their device.
@@ -124,7 +125,7 @@ class MaskedModeling:
     noise = drop_path_noise(self.encoder, rng, len(images))
     return dict(said, images=images), mask, images, noise
 
-  def _taught(self, method_state, images, grid):
+  def _taught(self, method_state, images, grid, chunks):
     """What the teachers say of every cell, by name, and the guide's hints."""
     said, hints = {}, None
     for name, teacher in self.teachers.items():
@@ -134,7 +135,7 @@ class MaskedModeling:
         guides = name == self.guide
         return teacher(params, images, grid, with_saliency=guides)
 
-      said[name], saliency = in_chunks(ask, self.chunks, images)
+      said[name], saliency = in_chunks(ask, chunks, images)
       hints = saliency if name == self.guide else hints
     return jax.lax.stop_gradient((said, hints))
 
@@ -155,7 +156,7 @@ class MaskedModeling:
   def loss(self, params, method_state, batch, rng, step) -> tuple[Any, Aux]:
     """The sum of the branches' errors; features are of the visible patches."""
     del step
-    given = self._given(method_state, batch[VIEW], rng)
+    given = self._given(method_state, batch[VIEW], rng, self.chunks)
     sources, mask, images, noise = given
     # One mask for all has no rows to be dealt out to chunks.
     shared = mask if len(mask.hidden) != len(images) else None

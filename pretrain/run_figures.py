@@ -37,14 +37,22 @@ def run_figures(run: Any, images: np.ndarray, dtype: str) -> dict[str, Figure]:
   method = from_config(
     config, channels=images.shape[-1], steps_per_epoch=1, total=10**9
   )
-  params = traverse_util.unflatten_dict(load_params(run.where), sep='/')
+  params, state = _loaded(run.where), {}
+  teachers = config.method.get('teachers') or {}
+  if any(teacher.encoder for teacher in teachers.values()):
+    state = dict(teachers=_loaded(run.where, which='teachers'))
   figures, side = method.figures, config.data.image_size
   if any(size > side for size in images.shape[1:3]) and not any(
     size % side for size in images.shape[1:3]
   ):
     figures = in_windows(figures, (side, side))
   batch = dict.fromkeys(config.views, images)
-  return jax.device_get(jax.jit(figures)(params, {}, batch))
+  return jax.device_get(jax.jit(figures)(params, state, batch))
+
+
+def _loaded(where: Any, **which: str) -> Any:
+  """Nested arrays of a checkpoint."""
+  return traverse_util.unflatten_dict(load_params(where, **which), sep='/')
 
 
 def _tuples(value: Any) -> Any:

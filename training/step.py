@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from training import optim, sharding
+from training.checkpoint import check_same_leaves
 from training.protocols import Data, Method
 from training.rng import named_key, step_key
 from training.state import TrainState, named_leaves
@@ -68,6 +69,15 @@ def make_train_step(
   return train_step
 
 
+def _check_frozen(frozen: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  """Raises CheckpointError where a teacher would be drawn in part."""
+  parts = {name.partition('/')[0] for name in frozen}
+  wanted = {k: v for k, v in wanted.items() if k.partition('/')[0] in parts}
+  # Weights kept in half precision become float32.
+  found = {k: dict(shape=x.shape, dtype='float32') for k, x in frozen.items()}
+  check_same_leaves(wanted, found, what='what is frozen')
+
+
 class Run:
   """A method on data in a workdir: everything a step needs, built once.
 
@@ -106,8 +116,8 @@ class Run:
     if initial:
       initial = matching(initial, shapes[0], what=str(what))
     self._initial = initial
-    if strange := set(frozen or ()) - set(named_leaves(shapes[1])):
-      raise ValueError(f'the method has no place for {min(strange)}')
+    if frozen:
+      _check_frozen(frozen, named_leaves(shapes[1]))
     self._frozen = frozen
     hyper = dict(config.optim.hyper)
     self.rules = method.rules()

@@ -14,7 +14,11 @@ from training.checkpoint import CheckpointError, Checkpoints, check_same_leaves
 from training.state import named_leaves, path_name
 
 # Where a checkpoint keeps them.
-HEADS = dict(student='params/', teacher='method_state/teacher/')
+HEADS = dict(
+  student='params/',
+  teacher='method_state/teacher/',
+  teachers='method_state/teachers/',
+)
 # Stands among an encoder's parameters, and belongs to the task that hides
 # patches (SimMIM): whole images never meet it.
 TASKS_OWN = 'encoder/mask_token/'
@@ -27,7 +31,8 @@ def load_params(
 
   Args:
     path: a workdir (its newest intact checkpoint) or one `checkpoints/STEP`.
-    which: 'student', or 'teacher' for those of a teacher.
+    which: 'student', 'teacher' for those of a moving teacher, or 'teachers' for
+      those of frozen ones, by name.
 
   Returns:
     {parameter path: array}, for example `encoder/block_0/mlp/fc1/kernel`.

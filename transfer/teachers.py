@@ -47,17 +47,18 @@ def load_teachers(
       f'{config.method.name} needs a teacher: set {first} to the workdir of a '
       "run or to a file of others' weights (DINO, CLIP, timm, Hugging Face)"
     )
-  recorded = None
-  if Checkpoints(workdir).steps():
-    recorded = _recorded(workdir)
+  continues = bool(Checkpoints(workdir).steps())
+  recorded = _recorded(workdir) if continues else {}
   specs, params = {}, {}
   for name, teacher in wanted.items():
-    if recorded is not None:
-      specs[name] = recorded.get(name, {}).get('encoder')
+    specs[name] = recorded.get(name, {}).get('encoder')
+    if specs[name]:
       continue
-    specs[name], arrays = _load(teacher, channels=channels)
+    specs[name], arrays = _load(name, teacher, channels=channels)
     for path, leaf in arrays.items():
       params[f'teachers/{name}/{path}'] = leaf
+  if continues:
+    params = {}  # the checkpoint has them, or this is not its config
   config = config.copy_and_resolve_references()
   with config.unlocked():
     for name, spec in specs.items():
@@ -65,14 +66,25 @@ def load_teachers(
   return config, params or None
 
 
-def _load(teacher: Any, *, channels: int) -> tuple[dict[str, Any], Any]:
+def _load(
+  name: str, teacher: Any, *, channels: int
+) -> tuple[dict[str, Any], Any]:
   """Word and fields of one teacher's encoder, and its parameters."""
-  told = {k: v for k, v in (teacher.get('weights') or {}).items() if v}
+  told = {
+    k: v for k, v in (teacher.get('weights') or {}).items() if v is not None
+  }
   if is_weights(teacher.checkpoint):
     told.setdefault('in_channels', channels)
-  backbone = load_backbone(
-    teacher.checkpoint, which=teacher.which, weights=told
-  )
+  try:
+    backbone = load_backbone(
+      teacher.checkpoint, which=teacher.which, weights=told
+    )
+  except ValueError as error:
+    message, elsewhere = str(error), 'config.weights.'
+    if elsewhere not in message:
+      raise
+    field = f'config.method.teachers.{name}.weights.'
+    raise ValueError(message.replace(elsewhere, field)) from error
   if backbone.encoder.in_channels != channels:
     raise ValueError(
       f'{teacher.checkpoint} takes images of {backbone.encoder.in_channels} '

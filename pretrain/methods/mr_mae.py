@@ -130,6 +130,7 @@ def mr_mae(
   """
   how = Mimicry(**(mimic or {}))
   check_word('method.focus', focus, FOCUS)
+  _check_decoder(decoder, how)
   base = mae(
     encoder,
     recipe,
@@ -164,6 +165,16 @@ def mr_mae(
     copies=masks_per_image,
     drawn=('decoder',) if pixel_weight else (),
   )
+
+
+def _check_decoder(decoder: Mapping[str, Any], how: Mimicry) -> None:
+  """Raises ValueError for a decoder that cannot do what is asked for."""
+  for field, word in (('at', 'decoder'), ('fusion', 'sum')):
+    asked = dataclasses.asdict(how)[field] == word
+    if asked and decoder.get('kind', 'blocks') != 'blocks':
+      raise ValueError(
+        f"method.mimic.{field}={word!r} needs method.decoder.kind='blocks'"
+      )
 
 
 def _used(teachers: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -277,6 +288,10 @@ def _masking(
   Raises:
     ValueError: several masks that do not fit the ratio, or are not random.
   """
+  if masks_per_image < 1:
+    raise ValueError(
+      f'method.masks_per_image={masks_per_image} must be at least 1'
+    )
   if masks_per_image == 1:
     if focus != 'none':
       return functools.partial(attention_masking, ratio=ratio, pick=focus)
@@ -288,7 +303,8 @@ def _masking(
       'method.masks_per_image shows every patch once: it needs '
       "method.focus='none'"
     )
-  if abs(masks_per_image * (1 - ratio) - 1) > 1e-6:
+  # A ratio that is written with some digits, as below, will do.
+  if abs(masks_per_image * (1 - ratio) - 1) > 1e-4:
     raise ValueError(
       f'method.masks_per_image={masks_per_image} shows 1/{masks_per_image} of '
       f'the patches: set method.mask_ratio to {1 - 1 / masks_per_image:g}'

@@ -41,12 +41,14 @@ METHODS = dict(
 # The same of masked modelling, which learns from one view.
 DECODER = dict(width=16, depth=1, num_heads=2)
 FUSION = dict(kind='fusion', width=8, levels=2)
+SMALL_VIT = dict(name='vit', patch_size=4, width=16, depth=2, num_heads=2)
 MASKED = dict(
   mae=dict(decoder=DECODER),
   simmim=dict(mask_unit=8, mask_ratio=0.75),
   local_mim=dict(
     decoder=DECODER, levels=(1, 2), scales=(2, 0.5), target='pixels'
   ),
+  mr_mae=dict(decoder=DECODER, teachers=dict(first=dict(encoder=SMALL_VIT))),
 )
 LOCAL = 8  # side of DINO's local crops
 
