@@ -6,7 +6,6 @@ paper leaves open is decided here, and said where.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,14 +14,13 @@ import jax
 from models import make_encoder
 from models.convvit import ConvViT
 from models.layers import check_word
-from models.masking import Mask, random_masking
-from models.maskings import attention_masking, partition_masking
 from models.mimic import MimicHead, MixedHeads, SumOfLevels
 from models.swin import Swin
 from pretrain import losses
 from pretrain.branch import WHERE, Branch
 from pretrain.frozen import Frozen
 from pretrain.masked_modeling import MaskedModeling
+from pretrain.masks import choose_masking
 from pretrain.methods.mae import mae
 from pretrain.mimic import Mimic
 from training.recipe import Recipe
@@ -32,7 +30,6 @@ ERRORS: Mapping[str, Callable[..., jax.Array]] = {
   'smooth_l1': losses.smooth_l1,
   'cosine': losses.cosine_distance,
 }
-FOCUS = ('none', 'sample', 'topk')
 FUSIONS = ('none', 'sum', 'multi')
 PLACES = ('encoder', 'decoder')
 DEEP = 5  # levels of the teacher under fusion='multi' (MaskAlign)
@@ -88,6 +85,7 @@ def mr_mae(
   teachers: Mapping[str, Mapping[str, Any]],
   decoder: Mapping[str, Any],
   mask_ratio: float = 0.75,
+  masking: str = 'random',
   normalize_pixels: bool = True,
   pixel_weight: float = 1.0,
   mimic: Mapping[str, Any] | None = None,
@@ -110,15 +108,14 @@ def mr_mae(
       and `size` (see `Frozen`). The first one in use guides masks.
     decoder: see `mae`.
     mask_ratio: share of hidden patches.
+    masking: 'random', or 'blocks' (BEiT's).
     normalize_pixels: see `mae`.
     pixel_weight: of the pixel loss; 0 leaves it out, decoder and all.
     mimic: fields of `Mimicry`.
     focus: which patches are visible: 'none', random ones; 'sample', drawn with
       probabilities that follow the teacher's attention; 'topk', those with the
       most. Which of the two the paper means cannot be found.
-    masks_per_image: 1, or 1 / (1 − mask_ratio): every image is masked so often
-      that each patch is visible once (FastConvMAE), while it is read and seen
-      by the teachers once.
+    masks_per_image: see `mae`; the teachers see an image once.
     dtype: compute dtype of heads, decoders and teachers.
     chunks: into how many parts the batch is cut.
 
@@ -129,7 +126,6 @@ def mr_mae(
     ValueError: no teacher, unknown words, or what does not go together.
   """
   how = Mimicry(**(mimic or {}))
-  check_word('method.focus', focus, FOCUS)
   _check_decoder(decoder, how)
   base = mae(
     encoder,
@@ -156,7 +152,13 @@ def mr_mae(
     raise ValueError('method.pixel_weight and method.mimic.weight are both 0')
   return dataclasses.replace(
     base,
-    masking=_masking(encoder, mask_ratio, focus, masks_per_image),
+    masking=choose_masking(
+      encoder,
+      kind=masking,
+      ratio=mask_ratio,
+      focus=focus,
+      masks_per_image=masks_per_image,
+    ),
     branches=branches,
     weights=weights,
     neck=_neck(encoder, how.fusion, dtype),
@@ -278,35 +280,3 @@ def _neck(encoder: Any, fusion: str, dtype: str) -> SumOfLevels | None:
   return SumOfLevels(
     tuple(levels[n * i // 4 - 1] for i in (1, 2, 3, 4)), dtype=dtype
   )
-
-
-def _masking(
-  encoder: Any, ratio: float, focus: str, masks_per_image: int
-) -> Callable[..., Mask]:
-  """Which patches are hidden.
-
-  Raises:
-    ValueError: several masks that do not fit the ratio, or are not random.
-  """
-  if masks_per_image < 1:
-    raise ValueError(
-      f'method.masks_per_image={masks_per_image} must be at least 1'
-    )
-  if masks_per_image == 1:
-    if focus != 'none':
-      return functools.partial(attention_masking, ratio=ratio, pick=focus)
-    return functools.partial(
-      random_masking, ratio=ratio, shared=isinstance(encoder, Swin)
-    )
-  if focus != 'none':
-    raise ValueError(
-      'method.masks_per_image shows every patch once: it needs '
-      "method.focus='none'"
-    )
-  # A ratio that is written with some digits, as below, will do.
-  if abs(masks_per_image * (1 - ratio) - 1) > 1e-4:
-    raise ValueError(
-      f'method.masks_per_image={masks_per_image} shows 1/{masks_per_image} of '
-      f'the patches: set method.mask_ratio to {1 - 1 / masks_per_image:g}'
-    )
-  return functools.partial(partition_masking, parts=masks_per_image)
