@@ -103,7 +103,7 @@ def teacher_seconds(run: Any, state: Any, steps: int) -> float | None:
     began = time.perf_counter()
     jax.block_until_ready(ask(state.method_state, batch))
     found.append(time.perf_counter() - began)
-  return statistics.median(found[WARMUP:])
+  return round(statistics.median(found[WARMUP:]), 5)
 
 
 def measure(

@@ -722,7 +722,8 @@ FUSED = dict(kind='fusion', width=8, levels=2)
     ),
     (None, dict(masks_per_image=3), 'set method.mask_ratio to 0.66'),
     (None, dict(masks_per_image=0), 'method.masks_per_image=0 must be at le'),
-    (None, dict(masks_per_image=4, focus='topk'), 'each say what is hidden'),
+    (None, dict(masks_per_image=4, focus='topk'), 'set all but one to random'),
+    (None, dict(masking='blocks', focus='topk'), 'set all but one to random'),
     (None, dict(masks_per_image=4, mask_ratio=0.5), 'mask_ratio to 0.75'),
     (
       None,
