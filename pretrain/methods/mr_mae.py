@@ -115,9 +115,7 @@ def mr_mae(
     focus: which patches are visible: 'none', random ones; 'sample', drawn with
       probabilities that follow the teacher's attention; 'topk', those with the
       most. Which of the two the paper means cannot be found.
-    masks_per_image: 1, or 1 / (1 − mask_ratio): every image is masked so often
-      that each patch is visible once (FastConvMAE), while it is read and seen
-      by the teachers once.
+    masks_per_image: see `mae`; the teachers see an image once.
     dtype: compute dtype of heads, decoders and teachers.
     chunks: into how many parts the batch is cut.
 
