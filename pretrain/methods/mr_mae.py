@@ -143,11 +143,7 @@ def mr_mae(
   for name, teacher in frozen.items() if how.weight else ():
     task = f'mimic_{name}'
     weights[task] = how.weight * used[name].get('weight', 1.0)
-    branches[task] = (
-      _at_encoder(encoder, name, teacher, how, dtype)
-      if how.at == 'encoder'
-      else _at_decoder(base, name, teacher, how)
-    )
+    branches[task] = _mimic(base, name, teacher, how, dtype)
   if not branches:
     raise ValueError('method.pixel_weight and method.mimic.weight are both 0')
   return dataclasses.replace(
@@ -211,6 +207,15 @@ def _frozen(teacher: Mapping[str, Any], how: Mimicry, dtype: str) -> Frozen:
     levels=tuple(range(-depth, 0)),
     size=size and (size, size),
   )
+
+
+def _mimic(
+  base: MaskedModeling, name: str, teacher: Frozen, how: Mimicry, dtype: str
+) -> Mimic | Branch:
+  """The branch of one teacher."""
+  if how.at == 'encoder':
+    return _at_encoder(base.encoder, name, teacher, how, dtype)
+  return _at_decoder(base, name, teacher, how)
 
 
 def _at_encoder(
