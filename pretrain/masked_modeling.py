@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from models.features import Features
 from models.masking import Mask
+from models.patches import check_divisible
 from pretrain import collapse
 from pretrain.branch import Branch
 from pretrain.frozen import Frozen
@@ -81,7 +82,7 @@ class MaskedModeling:
       params and method_state; teachers are drawn, for the caller to replace.
 
     Raises:
-      ValueError: other views than the one.
+      ValueError: other views than the one, or images that cells do not tile.
     """
     views = [name for name, x in batch.items() if len(x.shape) == 4]
     if views != [VIEW]:
@@ -90,6 +91,9 @@ class MaskedModeling:
         f'{views}: change config.views'
       )
     images = batch[VIEW][:1]
+    # Before a mask of another grid says that nothing is left to see.
+    cell = self.encoder.cell
+    check_divisible(images.shape[1:3], cell, "a mask's cell")
     teachers = {
       name: teacher.init(named_key(rng, f'teacher {name}'), images)
       for name, teacher in self.teachers.items()

@@ -124,3 +124,11 @@ def test_errors_name_the_way_out(fields, message):
 
 def test_the_ratio_of_the_message_is_accepted():
   choose_masking(VIT, ratio=0.666667, masks_per_image=3)
+
+
+def test_images_that_cells_do_not_tile_are_refused():
+  method = mae(SWIN, None, decoder=DECODER)
+  batch = dict(view1=jax.ShapeDtypeStruct((2, 18, 16, 3), jnp.float32))
+  message = "18x16 is not divisible by a mask's cell 4; .* 16x16, 20x16"
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(method.init, jax.random.key(0), batch)
