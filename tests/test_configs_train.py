@@ -116,6 +116,12 @@ def test_a_mask_token_stays_with_the_task(tmp_path):
   assert token not in matching(found, params, what='a run without')
 
 
+def test_two_steps_at_two_levels(tmp_path):
+  """Of two blocks; the paper's levels are of more."""
+  where = dict(levels=(1, 2), scales=(1.0, 0.5))
+  trained(small('local_mim', 'vit_mini4', **where), tmp_path)
+
+
 def test_the_quickstart_is_moco_v3_on_photographs():
   config = quickstart.get_config()
   wanted = moco_v3.get_config('vit_mini4,photos,repre')
@@ -130,4 +136,6 @@ def test_nothing_that_trains_is_left_out():
     get_config = vars(module).get('get_config')
     if get_config is not None and get_config().task == 'pretrain':
       trains.add(file.stem)
-  assert trains == {*dict(CASES), 'simmim', 'quickstart'}
+  # Those with a test of their own: MR-MAE's is in transfer/test_teachers.py.
+  others = {'simmim', 'local_mim', 'mr_mae', 'quickstart'}
+  assert trains == {*dict(CASES), *others}

@@ -440,6 +440,8 @@ class TestConfigs:
     if config is None or config.task != 'pretrain':
       pytest.skip(f'{name} has no such word or trains no encoder')
     channels, rows = 3, 2 * config.chunks
+    if name == 'mr_mae':  # `load_teachers` fills it in
+      config.method.teachers.first.encoder = dict(name='vit_mini8')
     method = from_config(
       config, channels=channels, steps_per_epoch=10, total=100
     )

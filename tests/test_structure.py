@@ -210,6 +210,22 @@ def test_documented_commands_parse(command, monkeypatch):
   assert parse(command, monkeypatch).task
 
 
+def variations():
+  """Options that config docstrings mention outside of commands."""
+  for path in sources('configs'):
+    text = (ast.get_docstring(tree(path)) or '').replace('\\\n', ' ')
+    for line in text.splitlines():
+      options = re.findall(r'--config\.[\w.]+=[^\s;,)]\S*', line)
+      if options and 'main.py' not in line:
+        command = f'--config=configs/{path.name} {" ".join(options)}'
+        yield pytest.param(command, id=f'{path.name}: {options[0]}')
+
+
+@pytest.mark.parametrize('command', list(variations()))
+def test_documented_options_parse(command, monkeypatch):
+  assert parse(f'{command} --workdir=x', monkeypatch).task
+
+
 def test_config_docstrings_show_a_command():
   for path in sources('configs'):
     if path.stem not in (
