@@ -87,10 +87,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   )
   common.small(config, words.data)
   if words.data == 'photos':
-    config.epochs = 21.82  # 1200 steps, as MAE's preset
-    config.optim.base_lr = 5e-3
-    if 'pool' in config.encoder:
-      config.encoder.pool = 'mean'
+    common.masked_minutes(config, base_lr=5e-3)
   return config
 
 

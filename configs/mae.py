@@ -73,10 +73,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.encoder.window, config.optim.base_lr = 14, 1e-4
   common.small(config, words.data)
   if words.data == 'photos':
-    config.epochs = 21.82  # 1200 steps, four times what contrast takes
-    config.optim.base_lr = 5e-3
-    if 'pool' in config.encoder:
-      config.encoder.pool = 'mean'
+    common.masked_minutes(config, base_lr=5e-3)
   return config
 
 

@@ -80,10 +80,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     patch = _patch(words.encoder)
     config.method.mask_unit = max(4 // patch, 1) * patch
   if words.data == 'photos':
-    config.epochs = 21.82  # 1200 steps, as MAE's preset
-    config.optim.base_lr = 1e-2
-    if 'pool' in config.encoder:
-      config.encoder.pool = 'mean'
+    common.masked_minutes(config, base_lr=1e-2)
   return config
 
 
