@@ -220,8 +220,10 @@ def test_real_runs(tmp_path, monkeypatch, capsys):
   assert f'5/5 {student} (left: 0:01 h)' in done.stderr
   lines = json.loads((tmp_path / 'table.json').read_text())['lines']
   summary = tmp_path / student / 'summary.json'
-  top1 = json.loads(summary.read_text())['knn_top1']
-  assert lines[1]['values'] == {'0': top1} and lines[1]['gains'] == [top1 - 90]
+  found = json.loads(summary.read_text())
+  assert found['loss_mimic_first'] > 0 and found['steps'] == 2
+  # Nothing was evaluated, to be quick.
+  assert lines[1]['values'] == {} and lines[2]['values'] == {'0': 90.0}
   assert lines[1]['seconds_per_step'] > 0
   config = json.loads(summary.with_name('config.json').read_text())
   teacher = config['method']['teachers']['first']
