@@ -339,7 +339,7 @@ class TestJob:
       'knn.py:arrays',
       tmp_path,
       *frozen_jobs.arrays(),
-      '--config.knn.k=5',
+      '--config.neighbors.k=(5,)',
       '--config.dtype=bfloat16',
       checkpoint=workdir,
     )
