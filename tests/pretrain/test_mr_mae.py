@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,9 @@ from tiny import (
 
 from models import make_encoder
 from models.convvit import ConvViT
+from models.features import Level
 from models.masking import Mask
+from models.mimic import MixedHeads
 from models.swin import Swin
 from models.vit import ViT
 from pretrain.frozen import Frozen
@@ -36,7 +39,7 @@ TEACHER = dict(
   name='vit',
   patch_size=PATCH,
   width=24,
-  depth=6,
+  depth=2,
   num_heads=3,
   mlp_ratio=2,
   positions='learned',
@@ -44,7 +47,8 @@ TEACHER = dict(
   mean=(0.3, 0.4, 0.6),
   std=(0.2, 0.3, 0.5),
 )
-OTHER = dict(SMALL_VIT, class_token=False, pool='mean')
+DEEP = dict(TEACHER, depth=6)
+OTHER = dict(SMALL_VIT, depth=1, class_token=False, pool='mean')
 KEY = jax.random.key(3)
 
 
@@ -54,7 +58,7 @@ def images(count=4, side=SIDE, seed=0):
 
 
 def student(**fields):
-  sizes = dict(patch_size=PATCH, width=16, depth=5, num_heads=2, mlp_ratio=2)
+  sizes = dict(patch_size=PATCH, width=16, depth=2, num_heads=2, mlp_ratio=2)
   return ViT(**sizes | fields)
 
 
@@ -67,16 +71,25 @@ def make(encoder=None, *, second=None, **fields):
   return mr_mae(encoder or student(), None, **fields)
 
 
+def drawn(method):
+  """(params, method_state), all leaves of some size; nothing compiles."""
+  shapes = jax.eval_shape(method.init, KEY, dict(view1=images()))
+
+  def draw(path, leaf):
+    name = jax.tree_util.keystr(path)
+    seed = zlib.crc32(name.encode())  # the same, whatever is beside it
+    x = np.random.default_rng(seed).normal(0, 1, leaf.shape)
+    if 'kernel' in name:  # keeps the size of what it is applied to
+      return np.float32(x / np.sqrt(np.prod(leaf.shape[:-1])))
+    return np.float32(1 + x / 10 if 'scale' in name else x / 4)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 @functools.cache
 def begin(**fields):
-  """(params, method_state) that every method with these fields starts with."""
-  fields = {k: dict(v) for k, v in fields.items()}
-  method = make(**fields)
-  params, state = jax.jit(method.init)(KEY, dict(view1=images()))
-  # Positions and CLS are drawn so small that teachers would say the same of
-  # all places.
-  state = jax.tree.map(lambda x: x * 2, state)
-  return jax.device_get((params, state))
+  """What methods with these fields share."""
+  return drawn(make(**{k: dict(v) for k, v in fields.items()}))
 
 
 def losses(method, params, state, x, rng=KEY):
@@ -89,6 +102,13 @@ def plain(x):
   """LayerNorm without parameters, eps 1e-5."""
   center = x - x.mean(-1, keepdims=True)
   return center / np.sqrt((center**2).mean(-1, keepdims=True) + 1e-5)
+
+
+def normed(params, x):
+  """LayerNorm with parameters, eps 1e-6."""
+  center = x - x.mean(-1, keepdims=True)
+  x = center / np.sqrt((center**2).mean(-1, keepdims=True) + 1e-6)
+  return x * params['scale'] + params['bias']
 
 
 def gathered(maps, index):
@@ -110,22 +130,24 @@ def affine(params, x):
 
 
 @functools.cache
-def teacher_says():
-  """Compiled: images -> last levels and attention of TEACHER, by hand.
+def teacher_says(depth=2):
+  """Compiled: images -> levels and attention of TEACHER, by hand.
 
   Normalised here, with the teacher's own statistics.
   """
-  fields = {
-    k: v for k, v in TEACHER.items() if k not in ('name', 'mean', 'std')
-  }
-  encoder = ViT(**fields, mean=(0.0,), std=(1.0,))
-  params = begin()[1]['teachers']['first']
+  fields = dict(TEACHER, depth=depth)
+  method = make(teachers=dict(first=dict(encoder=fields)))
+  params = drawn(method)[1]['teachers']['first']
+  mean, std = (np.array(fields.pop(name)) for name in ('mean', 'std'))
+  encoder = ViT(
+    **{k: v for k, v in fields.items() if k != 'name'}, mean=(0.0,), std=(1.0,)
+  )
 
   @jax.jit
   def call(x):
-    x = (x - np.array(TEACHER['mean'])) / np.array(TEACHER['std'])
-    said = encoder.apply({'params': params}, x, attention=(5,))
-    return [level.tokens for level in said.levels], said.attention[5]
+    x = (x - mean) / std
+    said = encoder.apply({'params': params}, x, attention=(depth - 1,))
+    return [level.tokens for level in said.levels], said.attention[depth - 1]
 
   return call
 
@@ -202,17 +224,24 @@ class TestLoss:
 def test_without_mimicking_it_is_mae_bit_for_bit():
   alone = mae(student(), None, decoder=DECODER)
   method = make(mimic=dict(weight=0.0))
-  params, state = jax.jit(method.init)(KEY, dict(view1=images()))
+  x = dict(view1=images())
+  (params, state), (wanted, _) = jax.jit(
+    lambda: (method.init(KEY, x), alone.init(KEY, x))
+  )()
   assert set(params) == {'encoder', 'decoder'}
-  assert_same_bits(params, jax.jit(alone.init)(KEY, dict(view1=images()))[0])
+  assert_same_bits(params, wanted)
 
-  def grads(method, state):
+  def grads(params, method, state):
     def loss(params):
       return losses(method, params, state, images())[0]['loss']
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+    return jax.value_and_grad(loss)(params)
 
-  assert_same_bits(grads(method, state), grads(alone, {}))
+  @jax.jit
+  def both(params):
+    return grads(params, method, state), grads(params, alone, {})
+
+  assert_same_bits(*both(params))
 
 
 class TestGradients:
@@ -452,9 +481,10 @@ class TestGrids:
 
 class TestFusion:
   def test_the_sum_of_four_blocks_is_what_both_losses_read(self):
-    method = make(mimic=dict(fusion='sum'))
-    params, state = begin(mimic=(('fusion', 'sum'),))
-    assert method.neck.levels == (0, 1, 2, 4)
+    encoder = student(depth=4)
+    method = make(encoder, mimic=dict(fusion='sum'))
+    params, state = drawn(method)
+    assert method.neck.levels == (0, 1, 2, 3)
 
     @jax.jit
     def call(x):
@@ -465,7 +495,7 @@ class TestFusion:
       predicted = branch.predict(params['decoder'], fused)
       error = branch.error(predicted, branch.target(x))
       pixels = branch.mean(error, mask)
-      return metrics, fused, student().apply(own, x, mask), pixels
+      return metrics, fused, encoder.apply(own, x, mask), pixels
 
     metrics, fused, features, pixels = jax.device_get(call(images()))
     streams = [features.levels[i] for i in method.neck.levels]
@@ -475,8 +505,7 @@ class TestFusion:
       )
       for i, s in enumerate(streams)
     )
-    center = total - total.mean(-1, keepdims=True)
-    wanted = center / np.sqrt((center**2).mean(-1, keepdims=True) + 1e-6)
+    wanted = normed(params['neck']['norm'], total)
     np.testing.assert_allclose(fused.tokens, wanted[:, 1:], atol=1e-4)
     np.testing.assert_allclose(fused.cls, wanted[:, 0], atol=1e-4)
     np.testing.assert_allclose(fused.pooled, features.pooled, atol=1e-5)
@@ -496,30 +525,26 @@ class TestFusion:
     assert method.neck.levels == levels
 
   def test_mixtures_mimic_the_last_five_levels(self):
-    method = make(mimic=dict(fusion='multi'))
-    params, state = begin(mimic=(('fusion', 'multi'),))
+    encoder, teachers = student(depth=5), dict(first=dict(encoder=DEEP))
+    method = make(encoder, teachers=teachers, mimic=dict(fusion='multi'))
+    params, state = drawn(method)
     head = params['mimic_first']
-    np.testing.assert_array_equal(
-      head['mixture'], np.eye(5, dtype=np.float32) + np.float32(0.01)
-    )
-    assert method.neck is None
+    assert head['mixture'].shape == (5, 5) and method.neck is None
 
     @jax.jit
     def call(x):
       mask = method.masking(named_key(KEY, 'mask'), GRID, batch=len(x))
       own = {'params': params['encoder']}
       metrics, _ = losses(method, params, state, x)
-      return metrics, student().apply(own, x, mask).levels
+      return metrics, encoder.apply(own, x, mask).levels
 
     metrics, levels = jax.device_get(call(images()))
     stack = np.stack([level.tokens for level in levels])
-    targets = [np.asarray(t) for t in teacher_says()(images())[0][-5:]]
+    targets = [np.asarray(t) for t in teacher_says(6)(images())[0][-5:]]
     errors = []
     for i, target in enumerate(targets):
       mixed = np.tensordot(head['mixture'][i], stack, 1)
-      center = mixed - mixed.mean(-1, keepdims=True)
-      normed = center / np.sqrt((center**2).mean(-1, keepdims=True) + 1e-6)
-      said = affine(head[f'out_{i}'], normed)
+      said = affine(head[f'out_{i}'], normed(head[f'norm_{i}'], mixed))
       wanted = gathered(plain(target), levels[-1].index)
       errors.append(np.mean((said - wanted) ** 2))
     assert len(set(np.round(errors, 6))) == 5
@@ -527,12 +552,12 @@ class TestFusion:
       np.mean(errors), rel=1e-4
     )
 
-  def test_of_more_blocks_the_last_ones_begin(self):
-    method = make(student(depth=7), mimic=dict(fusion='multi'))
-    params, _ = jax.jit(method.init)(KEY, dict(view1=images()))
-    mixture = np.asarray(params['mimic_first']['mixture'])
-    np.testing.assert_array_equal(mixture.argmax(1), [2, 3, 4, 5, 6])
-    assert mixture.shape == (5, 7)
+  @pytest.mark.parametrize('levels', [5, 7])
+  def test_mixtures_begin_with_the_last_levels_themselves(self, levels):
+    token = Level(jnp.zeros((1, 0, 4)), jnp.ones((1, 1, 4)), (1, 1))
+    params = MixedHeads(3, 5).init(KEY, (token,) * levels)['params']
+    wanted = np.eye(5, levels, k=levels - 5, dtype=np.float32)
+    np.testing.assert_array_equal(params['mixture'], wanted + np.float32(0.01))
 
   def test_a_convvit_adds_its_stages_itself(self):
     encoder = ConvViT(
@@ -731,7 +756,7 @@ FUSED = dict(kind='fusion', width=8, levels=2)
       'method.pixel_weight and method.mimic.weight are both 0',
     ),
     (SWIN, dict(mimic=dict(fusion='sum')), 'needs 4 levels on one grid.*has 1'),
-    (SWIN, dict(mimic=dict(fusion='multi')), 'needs 5 levels on one grid'),
+    (SWIN, dict(mimic=dict(fusion='multi')), 'needs 2 levels on one grid'),
     (student(depth=3), dict(mimic=dict(fusion='sum')), 'has 3'),
     (
       None,
