@@ -277,8 +277,19 @@ def _same_grid(encoder: Any, fusion: str, *, least: int) -> tuple[int, ...]:
 
 
 def _neck(encoder: Any, fusion: str, dtype: str) -> SumOfLevels | None:
-  """Blocks N/4, N/2, 3N/4 and N, added up."""
-  if fusion != 'sum' or isinstance(encoder, ConvViT):
+  """Blocks N/4, N/2, 3N/4 and N, added up.
+
+  Raises:
+    ValueError: fewer than four, or a ConvViT that was told not to add.
+  """
+  if fusion != 'sum':
+    return None
+  if isinstance(encoder, ConvViT):
+    if not encoder.fuse:
+      raise ValueError(
+        "method.mimic.fusion='sum' of a ConvViT is its own: set "
+        'encoder.fuse=True'
+      )
     return None
   levels = _same_grid(encoder, fusion, least=4)
   n = len(levels)

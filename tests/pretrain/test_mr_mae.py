@@ -759,6 +759,11 @@ FUSED = dict(kind='fusion', width=8, levels=2)
     (SWIN, dict(mimic=dict(fusion='multi')), 'needs 2 levels on one grid'),
     (student(depth=3), dict(mimic=dict(fusion='sum')), 'has 3'),
     (
+      ConvViT(fuse=False),
+      dict(mimic=dict(fusion='sum')),
+      'set encoder.fuse=True',
+    ),
+    (
       None,
       dict(decoder=FUSED, mimic=dict(at='decoder')),
       "needs method.decoder.kind='blocks'",
