@@ -2,9 +2,13 @@
 
 import ml_collections
 
-from configs import common, local_mim, mae
+from configs import common, local_mim, mae, mr_mae
 
-WORDS = {'masked': mae.method, 'masked_local': local_mim.method}
+WORDS = {
+  'masked': mae.method,
+  'masked_local': local_mim.method,
+  'masked_mimic': mr_mae.method,
+}
 FLAGS = tuple(WORDS)
 
 
@@ -14,12 +18,12 @@ def add(
   """Adds the branches that the words ask for.
 
   Args:
-    config: gets `method.masked`: None, or MAE's or LocalMIM's fields and how
-      they join the method.
-    words: of `common.parse`, with the flags `masked` and `masked_local`.
+    config: gets `method.masked`: None, or the fields of MAE, LocalMIM or MR-MAE
+      and how they join the method.
+    words: of `common.parse`, with the flags that are keys of WORDS.
 
   Raises:
-    ValueError: both words.
+    ValueError: several of them.
   """
   config.method.masked = None
   asked = [word for word in WORDS if words[word]]

@@ -5,8 +5,9 @@ r"""BYOL, alone or with RePre (arXiv:2006.07733, 2201.06857).
   python main.py --config=configs/byol.py:vit_mini4,photos --workdir=runs/byol
 
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
-masked, masked_local, lars. With masked the encoder also learns MAE's task on
-one view, with masked_local LocalMIM's; see config.method.masked.
+masked, masked_local, masked_mimic, lars. With masked the encoder also learns
+MAE's task on one view, with masked_local LocalMIM's, with masked_mimic MR-
+MAE's; see config.method.masked.
 
 On ViT the recipe is that of MoCo v3's comparison (arXiv:2104.02057, §6.1 and
 Fig. 6): batch 4096, 300 epochs, AdamW with 1e-4 per 256 images, decay 0.03, 40

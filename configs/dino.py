@@ -5,8 +5,9 @@ r"""DINO, alone or with RePre (arXiv:2104.14294, 2201.06857).
   python main.py --config=configs/dino.py:vit_mini4,photos --workdir=runs/dino
 
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
-masked, masked_local, crops6. With masked the encoder also learns MAE's task on
-one view, with masked_local LocalMIM's; see config.method.masked.
+masked, masked_local, masked_mimic, crops6. With masked the encoder also learns
+MAE's task on one view, with masked_local LocalMIM's, with masked_mimic MR-
+MAE's; see config.method.masked.
 
 The recipe is the paper's for ViT-S/16: batch 1024, AdamW with 5e-4 per 256
 images, 10 epochs of warm-up, a cosine down to 1e-6, decay that rises from 0.04

@@ -5,8 +5,9 @@ r"""MoBY, alone or with RePre (arXiv:2105.04553, 2201.06857).
   python main.py --config=configs/moby.py:vit_mini4,photos --workdir=runs/moby
 
 Words: an encoder (swin_t, vit_s16), data (photos, cifar10, folder), repre,
-masked, masked_local. With masked the encoder also learns MAE's task on one
-view, with masked_local LocalMIM's; see config.method.masked.
+masked, masked_local, masked_mimic. With masked the encoder also learns MAE's
+task on one view, with masked_local LocalMIM's, with masked_mimic MR-MAE's; see
+config.method.masked.
 
 The recipe is the authors': batch 512, 300 epochs, AdamW with 1e-3 per 512
 images from 5e-7 over 5 epochs down to 5e-6, decay 0.05 on all but biases and

@@ -6,8 +6,9 @@ r"""MoCo v2, alone or with RePre (arXiv:2003.04297, 2201.06857).
     --workdir=runs/moco_v2
 
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
-masked, masked_local. With masked the encoder also learns MAE's task on one
-view, with masked_local LocalMIM's; see config.method.masked.
+masked, masked_local, masked_mimic. With masked the encoder also learns MAE's
+task on one view, with masked_local LocalMIM's, with masked_mimic MR-MAE's; see
+config.method.masked.
 
 The numbers on ViT that RePre compares with are those of DINO's authors, who
 gave it a head of three layers with BatchNorm and 256 outputs (arXiv:2104.14294,

@@ -6,8 +6,9 @@ r"""MoCo v3, alone or with RePre (arXiv:2104.02057, 2201.06857).
     --config.data.data_dir=$HOME/tensorflow_datasets --workdir=runs/cifar10
 
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
-masked, masked_local. With masked the encoder also learns MAE's task on one
-view, with masked_local LocalMIM's; see config.method.masked.
+masked, masked_local, masked_mimic. With masked the encoder also learns MAE's
+task on one view, with masked_local LocalMIM's, with masked_mimic MR-MAE's; see
+config.method.masked.
 
 The recipe is the authors' for ImageNet: batch 4096, 300 epochs, AdamW with
 1.5e-4 per 256 images and decay 0.1, 40 epochs of warm-up. Published linear

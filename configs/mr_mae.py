@@ -39,7 +39,20 @@ from configs import common, mae
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """MAE's recipe with a teacher, and presets for small data."""
   config = mae.get_config(arg)
-  config.method.update(
+  config.method.update(_teaching())
+  if config.epochs == 800.0:  # the paper's recipe, no preset
+    config.epochs = 400.0
+  return config
+
+
+def method(words: ml_collections.ConfigDict) -> dict:
+  """MR-MAE's fields for an encoder and data."""
+  return mae.method(words) | _teaching()
+
+
+def _teaching() -> dict:
+  """What MR-MAE adds to MAE's fields."""
+  return dict(
     name='mr_mae',
     teachers={name: _teacher() for name in ('first', 'second', 'third')},
     pixel_weight=1.0,
@@ -49,13 +62,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       at='encoder',  # 'decoder': an ablation
       on='visible',  # at the decoder also 'masked', 'all'
       fusion='none',  # or 'sum', 'multi'
+      class_token=False,  # True: CLS mimics the teacher's too
     ),
     focus='none',  # or 'sample', 'topk'
     masks_per_image=1,
   )
-  if config.epochs == 800.0:  # the paper's recipe, no preset
-    config.epochs = 400.0
-  return config
 
 
 def _teacher() -> dict:

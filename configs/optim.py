@@ -11,6 +11,7 @@ def optim(
   warmup_epochs: float,
   per: int = 256,
   schedule: str = 'cosine',
+  milestones: tuple[float, ...] = (),
   warmup_lr: float = 0.0,
   end_lr: float = 0.0,
   scale_end_lr: bool = False,
@@ -30,6 +31,8 @@ def optim(
     warmup_epochs: length of the warm-up.
     per: see `base_lr`.
     schedule: one of `training.recipe.SCHEDULES`.
+    milestones: epochs at which the rate falls, for schedule 'steps'; each time
+      it is multiplied by `step_factor`, 0.1.
     warmup_lr: rate at the beginning of the warm-up, per `per` images.
     end_lr: rate at the end.
     scale_end_lr: `end_lr` is per `per` images too.
@@ -50,6 +53,8 @@ def optim(
     exclude_vectors=exclude_vectors,
     exclude=exclude,
     schedule=schedule,
+    milestones=milestones,
+    step_factor=0.1,
     warmup_epochs=warmup_epochs,
     warmup_lr=warmup_lr,
     end_lr=end_lr,

@@ -6,8 +6,9 @@ r"""SimCLR, alone or with RePre (arXiv:2002.05709, 2201.06857).
     --workdir=runs/simclr
 
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
-masked, masked_local, lars. With masked the encoder also learns MAE's task on
-one view, with masked_local LocalMIM's; see config.method.masked.
+masked, masked_local, masked_mimic, lars. With masked the encoder also learns
+MAE's task on one view, with masked_local LocalMIM's, with masked_mimic MR-
+MAE's; see config.method.masked.
 
 On ViT the recipe is that of MoCo v3's comparison (arXiv:2104.02057, §6.1 and
 Fig. 6): batch 4096, 300 epochs, AdamW with 2e-4 per 256 images, decay 0.1, 40

@@ -6,8 +6,9 @@ r"""SimSiam, alone or with RePre (arXiv:2011.10566, 2201.06857).
     --workdir=runs/simsiam
 
 Words: an encoder (vit_s16, swin_t), data (photos, cifar10, folder), repre,
-masked, masked_local. With masked the encoder also learns MAE's task on one
-view, with masked_local LocalMIM's; see config.method.masked.
+masked, masked_local, masked_mimic. With masked the encoder also learns MAE's
+task on one view, with masked_local LocalMIM's, with masked_mimic MR-MAE's; see
+config.method.masked.
 
 The authors trained ResNet only: batch 512, 100 epochs, SGD with 0.05 per 256
 images and decay 1e-4 on everything, no warm-up, a constant rate for the

@@ -11,6 +11,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from models import layers
+from models.activations import gelu
 from models.dense import Dense, flat_product
 from models.depthwise import Depthwise
 from models.initializers import TORCH, TORCH_PATCH, Initializer, torch_bias
@@ -93,7 +94,7 @@ class ConvBlock(nn.Module):
     y = self._point(y, width, 'point2')
     x = x + layers.drop_branch(y, first, self.drop_path)
     y = layers.layer_norm('norm2', self.dtype, EPSILON)(x)
-    y = layers.gelu(self._point(y, int(width * self.mlp_ratio), 'fc1'))
+    y = gelu(self._point(y, int(width * self.mlp_ratio), 'fc1'))
     y = self._point(y, width, 'fc2')
     x = x + layers.drop_branch(y, second, self.drop_path)
     return x.reshape(pieces)

@@ -11,6 +11,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from models import conv_blocks, layers, patches, pieces
+from models.activations import gelu
 from models.dense import Dense
 from models.features import Features, Level
 from models.initializers import (
@@ -196,7 +197,7 @@ class ConvViT(nn.Module):
       name=f'embed_{stage}' if stage else 'patch_embed',
     )(x)
     name = f'embed_norm_{stage}' if stage else 'patch_norm'
-    return layers.gelu(layers.layer_norm(name, dtype, conv_blocks.EPSILON)(x))
+    return gelu(layers.layer_norm(name, dtype, conv_blocks.EPSILON)(x))
 
   def _conv_stage(self, x, stage, mask, noise):
     """Convolution blocks on pieces [b, k, p, q, d]."""

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from models.activations import gelu
 from models.initializers import NORMAL_02, TORCH, torch_bias
-from models.layers import BatchNorm, compute_dtype, gelu
+from models.layers import BatchNorm, compute_dtype
 
 SIMCLR = nn.initializers.normal(0.01)
 

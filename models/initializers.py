@@ -48,16 +48,43 @@ class Init(NamedTuple):
 
   kernel: Initializer  # of output and MLP
   qkv: Initializer  # of query, key and value
-  cls: Initializer
+  token: Initializer  # of CLS and a mask token
   patches: PatchInit
+  relative: Initializer = NORMAL_02  # of biases by relative position
+  shrinks: bool = False  # see `last`
+
+  def last(self, block: int) -> Initializer:
+    """Of the kernels that end the two branches of a block, counted from 0.
+
+    BEiT divides them by the square root of the number of branches so far.
+    """
+    if not self.shrinks:
+      return self.kernel
+    factor = (2 * (block + 1)) ** -0.5
+
+    def init(key, shape, dtype=jnp.float32):
+      return self.kernel(key, shape, dtype) * factor
+
+    return init
 
 
 MOCO_PATCHES = PatchInit(XAVIER_PATCH, torch_bias=False)
 TORCH_PATCHES = PatchInit(TORCH_PATCH, torch_bias=True)
 # MAE's code redraws the kernel and leaves the bias.
 MAE_PATCHES = PatchInit(XAVIER_PATCH, torch_bias=True)
+# SimMIM's ViT (arXiv:2111.09886, authors' code) cuts at one standard deviation;
+# its biases and relative positions start at 0.
+SIMMIM = nn.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0)
 VIT_INITS = {
   'moco_v3': Init(XAVIER, XAVIER, nn.initializers.normal(1e-6), MOCO_PATCHES),
   'trunc_normal': Init(NORMAL_02, NORMAL_02, NORMAL_02, TORCH_PATCHES),
   'mae': Init(XAVIER, XAVIER_FUSED, NORMAL_02, MAE_PATCHES),
+  'simmim': Init(
+    SIMMIM,
+    SIMMIM,
+    SIMMIM,
+    PatchInit(SIMMIM, torch_bias=False),
+    relative=nn.initializers.zeros,
+    shrinks=True,
+  ),
 }

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from models.activations import ACTIVATIONS
 from models.attention import Attention
 from models.dense import Dense
 from models.initializers import XAVIER, Initializer
@@ -96,46 +97,6 @@ def drop_branch(
   return jnp.where((noise >= rate)[:, None, None], x / (1 - rate), 0)
 
 
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-  """Exact GELU, x Φ(x), computed in float32; the dtype of x is kept.
-
-  Φ by erf as in PyTorch. `jax.nn.gelu` takes erfc, for which XLA on CPU
-  evaluates two branches; and its gradient keeps more than x. About 3 %
-  of a MoCo v3 step on two cores.
-  """
-  return (x * _normal_cdf(x)).astype(x.dtype)
-
-
-def _normal_cdf(x: jax.Array) -> jax.Array:
-  """Φ(x), float32."""
-  return 0.5 * (1 + jax.lax.erf(x.astype(jnp.float32) * np.float32(0.5**0.5)))
-
-
-def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  return gelu(x), x
-
-
-def _gelu_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-  """d/dx x Φ(x) = Φ(x) + x φ(x), from x alone."""
-  wide = x.astype(jnp.float32)
-  density = jnp.exp(-0.5 * wide * wide) * np.float32((2 * np.pi) ** -0.5)
-  return ((g * (_normal_cdf(x) + wide * density)).astype(x.dtype),)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)
-
-
-def quick_gelu(x: jax.Array) -> jax.Array:
-  """GELU as OpenAI approximates it in CLIP: x σ(1.702 x)."""
-  return x * jax.nn.sigmoid(1.702 * x)
-
-
-ACTIVATIONS = {
-  'gelu': gelu,
-  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
-  'quick_gelu': quick_gelu,
-}
 MLPS = (*ACTIVATIONS, 'swiglu')
 
 
@@ -146,6 +107,7 @@ class Mlp(nn.Module):
     hidden: width between the two.
     dtype: compute dtype.
     kernel_init: how both kernels start.
+    last_init: how the second one starts, if otherwise.
     kind: one of ACTIVATIONS, or 'swiglu': `fc1` makes two halves, and fc2 reads
       SiLU of the first times the second (Shazeer, arXiv:2002.05202; DINOv2).
   """
@@ -153,6 +115,7 @@ class Mlp(nn.Module):
   hidden: int
   dtype: jnp.dtype = jnp.float32
   kernel_init: Initializer = XAVIER
+  last_init: Initializer | None = None
   kind: str = 'gelu'
 
   @nn.compact
@@ -163,15 +126,15 @@ class Mlp(nn.Module):
       ValueError: for an unknown kind.
     """
     check_word('mlp', self.kind, MLPS)
-    dense = functools.partial(
-      Dense, dtype=self.dtype, kernel_init=self.kernel_init
-    )
+    dense = functools.partial(Dense, dtype=self.dtype)
+    first = functools.partial(dense, kernel_init=self.kernel_init, name='fc1')
     if self.kind == 'swiglu':
-      gate, y = jnp.split(dense(2 * self.hidden, name='fc1')(x), 2, axis=-1)
+      gate, y = jnp.split(first(2 * self.hidden)(x), 2, axis=-1)
       y = jax.nn.silu(gate) * y
     else:
-      y = ACTIVATIONS[self.kind](dense(self.hidden, name='fc1')(x))
-    return dense(x.shape[-1], name='fc2')(y)
+      y = ACTIVATIONS[self.kind](first(self.hidden)(x))
+    last = self.last_init or self.kernel_init
+    return dense(x.shape[-1], kernel_init=last, name='fc2')(y)
 
 
 class LayerScale(nn.Module):
@@ -211,6 +174,7 @@ class Block(nn.Module):
     with_map: also return the attention weights.
     kernel_init: how all kernels start.
     qkv_init: how those of query, key and value start, if otherwise.
+    last_init: how those that end the two branches start, if otherwise.
     mlp: kind of MLP, see `Mlp`.
     biases: which of query, key and value have a bias, by first letter.
     layer_scale: what the factors of both branches start with; 0: none.
@@ -225,6 +189,7 @@ class Block(nn.Module):
   with_map: bool = False
   kernel_init: Initializer = XAVIER
   qkv_init: Initializer | None = None
+  last_init: Initializer | None = None
   mlp: str = 'gelu'
   biases: str = 'qkv'
   layer_scale: float = 0.0
@@ -254,8 +219,8 @@ class Block(nn.Module):
       dtype=self.dtype,
       impl=self.attention_impl,
       with_map=self.with_map,
-      kernel_init=self.kernel_init,
-      qkv_init=self.qkv_init,
+      kernel_init=self.last_init or self.kernel_init,
+      qkv_init=self.qkv_init or self.kernel_init,
       biases=self.biases,
       name='attention',
     )(layer_norm('norm1', self.dtype, self.epsilon)(x), bias)
@@ -264,6 +229,7 @@ class Block(nn.Module):
       round(x.shape[-1] * self.mlp_ratio),
       dtype=self.dtype,
       kernel_init=self.kernel_init,
+      last_init=self.last_init,
       kind=self.mlp,
       name='mlp',
     )(layer_norm('norm2', self.dtype, self.epsilon)(x))

@@ -6,6 +6,7 @@ from einops import rearrange, reduce
 from flax import linen as nn
 
 from models import layers
+from models.activations import gelu
 from models.dense import Dense, flat_product
 from models.features import Level
 from models.initializers import (
@@ -174,7 +175,7 @@ class MaskedDecoder(nn.Module):
     if self.scale > 1:
       x = Deconv(self.width // 2, dtype=dtype, name='up_0')(x)
     if self.scale > 2:
-      x = layers.gelu(layers.layer_norm('up_norm', dtype)(x))
+      x = gelu(layers.layer_norm('up_norm', dtype)(x))
       x = Deconv(self.width // 4, dtype=dtype, name='up_1')(x)
     return x
 

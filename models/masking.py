@@ -12,7 +12,7 @@ from einops import reduce, repeat
 from flax import linen as nn
 from flax import struct
 
-from models.initializers import NORMAL_02
+from models.initializers import NORMAL_02, Initializer
 
 
 @struct.dataclass
@@ -74,8 +74,13 @@ class Mask:
 class MaskToken(nn.Module):
   """One learned vector in the place of hidden tokens (SimMIM, BEiT).
 
-  Parameters: `token` [1, 1, d], N(0, 0.02^2).
+  Parameters: `token` [1, 1, d].
+
+  Attributes:
+    start: how it starts.
   """
+
+  start: Initializer = NORMAL_02
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: Mask | None) -> jax.Array:
@@ -88,7 +93,7 @@ class MaskToken(nn.Module):
     Returns:
       [b, h * w, d], same dtype.
     """
-    token = self.param('token', NORMAL_02, (1, 1, x.shape[-1]))
+    token = self.param('token', self.start, (1, 1, x.shape[-1]))
     if mask is None:
       return x
     side = math.isqrt(x.shape[1] // math.prod(mask.grid))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from models.initializers import NORMAL_02
+from models.initializers import NORMAL_02, Initializer
 from models.posemb import resample
 
 TO_CLS = 3  # rows at the end of a table: CLS to patch, patch to CLS, CLS itself
@@ -31,6 +31,7 @@ class RelativePositions(nn.Module):
     grid: (h, w) in patches that the tables are for; resampled bicubically for
       others, as PyTorch does when it is given the size.
     class_token: whether there is a CLS token before the patches.
+    start: how tables start.
   """
 
   kind: str
@@ -38,6 +39,7 @@ class RelativePositions(nn.Module):
   num_heads: int
   grid: tuple[int, int]
   class_token: bool = True
+  start: Initializer = NORMAL_02
 
   @nn.compact
   def __call__(
@@ -59,7 +61,7 @@ class RelativePositions(nn.Module):
       names = [f'block_{i}' for i in range(self.depth)]
     biases = [
       self._bias(
-        self.param(name, NORMAL_02, (rows, self.num_heads)), grid, visible
+        self.param(name, self.start, (rows, self.num_heads)), grid, visible
       )
       for name in names
     ]

@@ -58,7 +58,7 @@ class ViT(nn.Module):
     positions_offset: how they are resampled for other grids: 0.1 as DINO does,
       0 as Hugging Face and DINOv2; see `posemb.interpolation_matrix`.
     positions_antialias: whether that is smooth where a grid shrinks (timm).
-    init_scheme: 'moco_v3', 'trunc_normal' or 'mae', see above.
+    init_scheme: 'moco_v3', 'trunc_normal', 'mae', see above, or 'simmim'.
     drop_path: rate of stochastic depth in the last block; linear from 0.
     remat: recompute each block in the backward pass to save memory.
     dtype: 'float32' or 'bfloat16': products and residual stream.
@@ -164,8 +164,7 @@ class ViT(nn.Module):
         (teachers, evaluation).
 
     Returns:
-      Features: one level per block in `dtype`; what follows the final norm in
-      float32.
+      One level per block in `dtype`; what follows the final norm in float32.
 
     Raises:
       ValueError: for images, mask, noise or fields that do not fit together.
@@ -178,7 +177,7 @@ class ViT(nn.Module):
     index = None if mask is None or self.mask_token else mask.visible
     biases = self._biases(grid, index)
     x = self._embed(x, mask)
-    dtype = layers.compute_dtype(self.dtype)
+    dtype, start = layers.compute_dtype(self.dtype), VIT_INITS[self.init_scheme]
     if self.pre_norm:
       x = layers.layer_norm('norm_pre', dtype, self.norm_epsilon)(x)
     block_type = nn.remat(layers.Block) if self.remat else layers.Block
@@ -192,8 +191,9 @@ class ViT(nn.Module):
         dtype=dtype,
         attention_impl=self.attention_impl,
         with_map=i in maps.values(),
-        kernel_init=VIT_INITS[self.init_scheme].kernel,
-        qkv_init=VIT_INITS[self.init_scheme].qkv,
+        kernel_init=start.kernel,
+        qkv_init=start.qkv,
+        last_init=start.last(i),
         mlp=self.mlp,
         biases=self.biases,
         layer_scale=self.layer_scale,
@@ -233,7 +233,7 @@ class ViT(nn.Module):
 
   def _embed(self, x: jax.Array, mask: Mask | None) -> jax.Array:
     """Images [b, H, W, c] to prefix and visible tokens, [b, p + k, d]."""
-    dtype = layers.compute_dtype(self.dtype)
+    dtype, start = layers.compute_dtype(self.dtype), VIT_INITS[self.init_scheme]
     x = patches.normalize(x, self.mean, self.std)
     x = patches.patchify(x, self.patch_size)
     at_prefix, positions = self._positions(x.shape[1:3])
@@ -248,17 +248,16 @@ class ViT(nn.Module):
       in_channels=self.in_channels,
       width=self.width,
       dtype=dtype,
-      start=VIT_INITS[self.init_scheme].patches,
+      start=start.patches,
       use_bias=self.patch_bias,
       name='patch_embed',
     )(x)
     if self.mask_token:
-      x = MaskToken(name='mask_token')(x, mask)
+      x = MaskToken(start.token, name='mask_token')(x, mask)
     x = x + positions.astype(dtype)
-    start = VIT_INITS[self.init_scheme].cls
     sizes = dict(cls=int(self.class_token), registers=self.registers)
     prefix = [
-      self.param(name, start, (1, size, self.width))
+      self.param(name, start.token, (1, size, self.width))
       for name, size in sizes.items()
       if size
     ]
@@ -296,6 +295,7 @@ class ViT(nn.Module):
       num_heads=self.num_heads,
       grid=self.native_grid,
       class_token=self.class_token,
+      start=VIT_INITS[self.init_scheme].relative,
       name='position_bias',
     )(grid, visible)
 

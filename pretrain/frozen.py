@@ -1,7 +1,7 @@
 """Frozen teachers: encoders that somebody trained, and what they say."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,39 @@ from models.features import Features
 EPSILON = 1e-5  # of the norm without parameters
 
 
+class Said(NamedTuple):
+  """What a teacher says of a batch, without a gradient.
+
+  Attributes:
+    places: [b, h, w, levels * d] float32, on the student's grid, one level
+      after the other.
+    cls: the same of its CLS token, [b, levels * d], where it was asked for.
+    saliency: the last block's attention from CLS (without CLS: from all
+      patches, on average) to every patch, mean over heads, [b, h * w] float32,
+      where it was asked for.
+  """
+
+  places: jax.Array
+  cls: jax.Array | None = None
+  saliency: jax.Array | None = None
+
+  def tokens(
+    self, index: jax.Array | None, *, class_token: bool = False
+  ) -> jax.Array:
+    """What was said of visible places, [b, k, levels * d].
+
+    Args:
+      index: of the visible places, [b, k]; None for all.
+      class_token: CLS comes before them.
+    """
+    flat = self.places.reshape(len(self.places), -1, self.places.shape[-1])
+    if index is not None:
+      flat = jnp.take_along_axis(flat, index[:, :, None], axis=1)
+    if class_token:
+      flat = jnp.concatenate([self.cls[:, None], flat], axis=1)
+    return flat
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frozen:
   """An encoder without a gradient, as a target and as a guide of masks.
@@ -20,11 +53,12 @@ class Frozen:
   and standard deviation. What it says of a place is its raw residual stream
   after some blocks, brought to mean 0 and standard deviation 1 by token: a
   LayerNorm without parameters, which makes CLIP's and DINO's features alike in
-  scale (MaskAlign, Xue et al., 2023). Patch tokens only.
+  scale (MaskAlign, Xue et al., 2023).
 
   Attributes:
     encoder: of `models`.
-    levels: whose stream; several are stacked (see `said`).
+    levels: whose stream; several are stacked.
+    class_token: what it says includes its CLS token.
     size: (height, width) in pixels that images are resized to for it; None as
       they are, or, if that gives no grid that the student's divides, such that
       the grids agree (CLIP's ViT-L/14 sees 196 px for a student of 14 x 14).
@@ -32,6 +66,7 @@ class Frozen:
 
   encoder: Any
   levels: tuple[int, ...] = (-1,)
+  class_token: bool = False
   size: tuple[int, int] | None = None
 
   def init(self, rng: jax.Array, images: jax.Array) -> Any:
@@ -62,7 +97,7 @@ class Frozen:
     grid: tuple[int, int],
     *,
     with_saliency: bool = False,
-  ) -> tuple[jax.Array, jax.Array | None]:
+  ) -> Said:
     """What the teacher says of every place of the student's grid.
 
     Args:
@@ -72,28 +107,32 @@ class Frozen:
       with_saliency: whether saliency is wanted.
 
     Returns:
-      Features [b, h, w, levels · d] float32, of one level after the other, and
-      saliency [b, h · w], or None: the last block's attention from CLS (without
-      CLS: from all patches, on average) to every patch, mean over heads.
+      See `Said`.
 
     Raises:
-      ValueError: grids that do not fit, or saliency of an encoder that attends
-        in windows.
+      ValueError: grids that do not fit, saliency of an encoder that attends in
+        windows, or CLS of one without.
     """
     self.check_channels(images.shape[-1])
     images = self._resized(images, grid)
     blocks = (self.encoder.depth - 1,) if with_saliency else ()
     features = self.encoder.apply({'params': params}, images, attention=blocks)
     features = jax.lax.stop_gradient(features)
-    maps = [
-      _averaged(_whiten(features.levels[i].map()), grid) for i in self.levels
-    ]
-    saliency = None
+    levels = [features.levels[i] for i in self.levels]
+    maps = [_averaged(_whiten(level.map()), grid) for level in levels]
+    cls = saliency = None
+    if self.class_token:
+      if features.cls is None:
+        raise ValueError(
+          'this teacher has no CLS token: set method.mimic.class_token=False'
+        )
+      tokens = [_whiten(level.prefix[:, 0]) for level in levels]
+      cls = jnp.concatenate(tokens, axis=-1)
     if with_saliency:
       # A share of the attention: a cell's is the sum of its patches'.
       attention = self._saliency(features, blocks[0])
       saliency = _averaged(attention, grid).reshape(len(images), -1)
-    return jnp.concatenate(maps, axis=-1), saliency
+    return Said(jnp.concatenate(maps, axis=-1), cls, saliency)
 
   def _resized(self, images: jax.Array, grid: tuple[int, int]) -> jax.Array:
     stride = self.encoder.strides[-1]
@@ -144,19 +183,3 @@ def _averaged(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
     )
   parts = dict(p=h // grid[0], q=w // grid[1])
   return reduce(x, 'b (h p) (w q) d -> b h w d', 'mean', **parts)
-
-
-def targets_of(said: jax.Array, index: jax.Array | None) -> jax.Array:
-  """What a teacher said of visible places.
-
-  Args:
-    said: [b, h, w, d].
-    index: of the visible places, [b, k]; None for all.
-
-  Returns:
-    [b, k, d].
-  """
-  flat = said.reshape(len(said), -1, said.shape[-1])
-  if index is None:
-    return flat
-  return jnp.take_along_axis(flat, index[:, :, None], axis=1)

@@ -119,7 +119,8 @@ class MaskedModeling:
     """
     b, size = len(images), images.shape[1:3]
     grid = tuple(side // self.encoder.cell for side in size)
-    said, hints = self._taught(method_state, images, grid, chunks)
+    said = self._taught(method_state, images, grid, chunks)
+    hints = said[self.guide].saliency if self.guide else None
     mask = self.masking(named_key(rng, 'mask'), grid, hints, batch=b)
     if self.copies > 1:
       # Rows of one image stay together, and so on their device.
@@ -130,18 +131,20 @@ class MaskedModeling:
     return dict(said, images=images), mask, images, noise
 
   def _taught(self, method_state, images, grid, chunks):
-    """What the teachers say of every cell, by name, and the guide's hints."""
-    said, hints = {}, None
+    """What the teachers that are asked say of every cell, by name."""
+    asked = {branch.source for branch in self.branches.values()} | {self.guide}
+    said = {}
     for name, teacher in self.teachers.items():
+      if name not in asked:
+        continue
       params = jax.lax.stop_gradient(method_state['teachers'][name])
 
       def ask(images, teacher=teacher, params=params, name=name):
         guides = name == self.guide
         return teacher(params, images, grid, with_saliency=guides)
 
-      said[name], saliency = in_chunks(ask, chunks, images)
-      hints = saliency if name == self.guide else hints
-    return jax.lax.stop_gradient((said, hints))
+      said[name] = in_chunks(ask, chunks, images)
+    return jax.lax.stop_gradient(said)
 
   def _apply(self, params, images, mask, noise=None) -> Features:
     return self.encoder.apply(

@@ -9,6 +9,7 @@ from flax import traverse_util
 
 from pretrain.figures import in_windows
 from pretrain.methods import from_config
+from training.fields import teachers_in
 from training.state import Figure
 from training.warm_start import load_params
 
@@ -38,7 +39,7 @@ def run_figures(run: Any, images: np.ndarray, dtype: str) -> dict[str, Figure]:
     config, channels=images.shape[-1], steps_per_epoch=1, total=10**9
   )
   params, state = _loaded(run.where), {}
-  teachers = config.method.get('teachers') or {}
+  _, teachers = teachers_in(config.method)
   if any(teacher.encoder for teacher in teachers.values()):
     state = dict(teachers=_loaded(run.where, which='teachers'))
   figures, side = method.figures, config.data.image_size

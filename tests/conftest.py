@@ -1,5 +1,6 @@
 """Four fake CPU devices and a compilation cache for the whole suite."""
 
+import gc
 import os
 import pathlib
 import sys
@@ -23,6 +24,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
+import pytest
 
 jax.config.update('jax_num_cpu_devices', 4)
 # For the same reason one program at a time.
@@ -35,3 +37,17 @@ jax.config.update(
   ),
 )
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+# Of the 65530 memory mappings that Linux allows a process. Each compiled
+# program takes some, and where none is left XLA ends in a segmentation fault.
+MAPPINGS = 8_000
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+  """Lets go of compiled programs between files, before they are too many."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > MAPPINGS:
+    jax.clear_caches()
+    gc.collect()

@@ -28,6 +28,7 @@ from models import sizes
 from pretrain.methods import from_config
 from training import loop, optim
 from training.checkpoint import CheckpointError
+from training.fields import teachers_in
 from training.metrics import Reporter
 from training.rng import step_key
 from training.warm_start import load_params
@@ -342,7 +343,7 @@ def config_file(name):
   return importlib.import_module(f'configs.{name}')
 
 
-MIXED = ('masked', 'fusion')  # flags of some configs
+MIXED = ('masked', 'masked_mimic', 'fusion')  # flags of some configs
 
 
 def words_of(name):
@@ -370,6 +371,7 @@ BUILT = [
   or ('mini' in words and 'photos' in words and 'masked' not in words)
   or (name == 'moco_v3' and 'photos,repre' in words)
   or (name == 'dino' and 'masked' in words)
+  or (name == 'moco_v2' and 'vit_mini4,photos,masked_mimic' in words)
 ]
 
 
@@ -440,8 +442,9 @@ class TestConfigs:
     if config is None or config.task != 'pretrain':
       pytest.skip(f'{name} has no such word or trains no encoder')
     channels, rows = 3, 2 * config.chunks
-    if name == 'mr_mae':  # `load_teachers` fills it in
-      config.method.teachers.first.encoder = dict(name='vit_mini8')
+    _, teachers = teachers_in(config.method)
+    if teachers:  # `load_teachers` fills it in
+      teachers.first.encoder = dict(name='vit_mini8')
     method = from_config(
       config, channels=channels, steps_per_epoch=10, total=100
     )

@@ -48,6 +48,8 @@ COMMON: Mapping[str, Limit] = {
   'optim.warmup_epochs': AT_LEAST_0,
   'optim.warmup_lr': AT_LEAST_0,
   'optim.end_lr': AT_LEAST_0,
+  'optim.milestones': AT_LEAST_0,
+  'optim.step_factor': ABOVE_0,
   'optim.clip': AT_LEAST_0,
   'optim.hyper.b1': BELOW_1,
   'optim.hyper.b2': BELOW_1,
@@ -106,3 +108,20 @@ def check_fields(config: Any, tasks: Collection[str]) -> None:
     value = _field(config, name)
     if value is not None and value not in known:
       raise unknown(f'config.{name}', value, known)
+
+
+def teachers_in(method: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+  """The frozen teachers of a method, and where a config has them.
+
+  Args:
+    method: `config.method`, or what JSON made of it.
+
+  Returns:
+    The name of the field, and the teachers by name: the method's, or those of
+    the masked branches beside it; ('', {}) where there are none.
+  """
+  beside = method.get('masked') or {}
+  for place, fields in (('masked.', beside), ('', method)):
+    if fields.get('teachers'):
+      return f'config.method.{place}teachers', fields['teachers']
+  return '', {}

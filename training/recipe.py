@@ -11,7 +11,7 @@ from training.schedules import Schedule
 # 'cosine' is the papers' own (MoCo v3's code at fractional epochs), 'epochs'
 # the same at whole ones; the others are what those authors' loops apply, to the
 # step.
-SCHEDULES = ('cosine', 'epochs', 'dino', 'moby')
+SCHEDULES = ('cosine', 'epochs', 'dino', 'moby', 'steps')
 # One tensor in the authors' code.
 QKV = r'(?<=/)(query|key|value)(?=/)'
 PATCH_EMBED = 'encoder/patch_embed/.*'
@@ -78,20 +78,23 @@ def make_recipe(
     The recipe.
 
   Raises:
-    ValueError: an unknown schedule.
+    ValueError: an unknown schedule, or steps that are not given.
   """
   scale = batch_size / optim['per']
   warmup = min(optim['warmup_epochs'] * steps_per_epoch, total)
   peak = optim['base_lr'] * scale
-  lr = _rate(
-    optim['schedule'],
-    peak,
-    warmup=warmup,
-    total=total,
-    steps_per_epoch=steps_per_epoch,
-    start=optim['warmup_lr'] * scale,
-    end=optim['end_lr'] * (scale if optim['scale_end_lr'] else 1.0),
-  )
+  times = dict(warmup=warmup, start=optim['warmup_lr'] * scale)
+  if optim['schedule'] == 'steps':
+    lr = _steps(optim, peak, steps_per_epoch=steps_per_epoch, **times)
+  else:
+    lr = _rate(
+      optim['schedule'],
+      peak,
+      total=total,
+      steps_per_epoch=steps_per_epoch,
+      end=optim['end_lr'] * (scale if optim['scale_end_lr'] else 1.0),
+      **times,
+    )
   decay = optim['decay']
   if optim['end_decay'] is not None:
     decay = schedules.warmup_cosine(
@@ -115,6 +118,35 @@ def _excluded(optim: Mapping[str, Any]) -> str:
   """Pattern of what has no decay."""
   vectors = VECTORS if optim['exclude_vectors'] else ''
   return '|'.join(filter(None, (vectors, optim.get('exclude', ''))))
+
+
+def _steps(
+  optim: Mapping[str, Any],
+  peak: float,
+  *,
+  warmup: float,
+  steps_per_epoch: int,
+  start: float,
+) -> Schedule:
+  """The learning rate by step where it falls at given epochs.
+
+  Raises:
+    ValueError: no epochs, or one within the warm-up.
+  """
+  milestones = [epoch * steps_per_epoch for epoch in optim['milestones']]
+  if not milestones or min(milestones) < warmup:
+    raise ValueError(
+      "optim.schedule='steps' needs optim.milestones, epochs after the warm-up "
+      f'at which the rate falls; not {tuple(optim["milestones"])}'
+    )
+  rate = schedules.multi_step(
+    peak,
+    warmup=round(warmup),
+    milestones=milestones,
+    factor=optim['step_factor'],
+    start=start,
+  )
+  return schedules.one_step_late(rate)
 
 
 def _rate(

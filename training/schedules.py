@@ -1,6 +1,6 @@
 """Rates and momenta as pure functions of the step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +127,39 @@ def unshifted_cosine(
     step = jnp.asarray(step, jnp.float32)
     rising = start + (base - start) * step / max(warmup, 1)
     return jnp.where(step < warmup, rising, falling(step))
+
+  return rate
+
+
+def multi_step(
+  base: float,
+  *,
+  warmup: float,
+  milestones: Sequence[float],
+  factor: float,
+  start: float = 0.0,
+) -> Schedule:
+  """Linear warm-up, then `base`, multiplied by `factor` at every milestone.
+
+  PyTorch's `MultiStepLR` after a warm-up, as SimMIM's code uses it (Xie et al.,
+  arXiv:2111.09886).
+
+  Args:
+    base: the rate at the end of the warm-up.
+    warmup: length of the warm-up in steps.
+    milestones: steps from which on the rate is lower.
+    factor: by how much.
+    start: the rate at step 0 of a warm-up.
+
+  Returns:
+    A function of the step that gives a float32 scalar.
+  """
+
+  def rate(step):
+    step = jnp.asarray(step, jnp.float32)
+    rising = start + (base - start) * step / max(warmup, 1e-9)
+    passed = sum((step >= m).astype(jnp.float32) for m in milestones)
+    return jnp.where(step < warmup, rising, base * factor**passed)
 
   return rate
 

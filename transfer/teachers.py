@@ -11,6 +11,7 @@ from etils import epath
 from interop.files import is_weights
 from training import distributed, storage
 from training.checkpoint import Checkpoints
+from training.fields import teachers_in
 from transfer.backbone import ENCODER, FREE, load_backbone
 
 
@@ -20,8 +21,10 @@ def load_teachers(
   """The config with its teachers' encoders, and their parameters.
 
   Every `config.method.teachers.NAME.checkpoint` that is set is read: a workdir,
-  one of its checkpoints, or a file of others' weights. The teacher becomes part
-  of the run's own checkpoints, so that a run that continues no longer needs it.
+  one of its checkpoints, or a file of others' weights; beside a contrastive
+  method the teachers are in `config.method.masked`. They become part of the
+  run's own checkpoints, so that a run that continues no longer needs them, and
+  says so where the config now names another one.
 
   Args:
     config: of the run.
@@ -37,24 +40,26 @@ def load_teachers(
     CheckpointError, WeightsError: nothing to read there.
     ValueError: a run on images of other channels, or no teacher at all.
   """
-  teachers = config.method.get('teachers')
+  at, teachers = teachers_in(config.method)
   if not teachers:
     return config, None
   wanted = {k: t for k, t in teachers.items() if t.checkpoint}
   if not wanted:
-    first = f'config.method.teachers.{min(teachers)}.checkpoint'
     raise ValueError(
-      f'{config.method.name} needs a teacher: set {first} to the workdir of a '
-      "run or to a file of others' weights (DINO, CLIP, timm, Hugging Face)"
+      f'MR-MAE needs a teacher: set {at}.{min(teachers)}.checkpoint to the '
+      "workdir of a run or to a file of others' weights (DINO, CLIP, timm, "
+      'Hugging Face)'
     )
   continues = bool(Checkpoints(workdir).steps())
   recorded = _recorded(workdir) if continues else {}
   specs, params = {}, {}
   for name, teacher in wanted.items():
-    specs[name] = recorded.get(name, {}).get('encoder')
+    before = recorded.get(name, {})
+    specs[name] = before.get('encoder')
     if specs[name]:
+      _tell_what_stays(f'{at}.{name}', before['checkpoint'], teacher.checkpoint)
       continue
-    specs[name], arrays = _load(name, teacher, channels=channels)
+    specs[name], arrays = _load(f'{at}.{name}', teacher, channels=channels)
     for path, leaf in arrays.items():
       params[f'teachers/{name}/{path}'] = leaf
   if continues:
@@ -62,12 +67,23 @@ def load_teachers(
   config = config.copy_and_resolve_references()
   with config.unlocked():
     for name, spec in specs.items():
-      config.method.teachers[name].encoder = spec and type(config)(spec)
+      _, teachers = teachers_in(config.method)
+      teachers[name].encoder = spec and type(config)(spec)
   return config, params or None
 
 
+def _tell_what_stays(field: str, before: str, now: str) -> None:
+  """Says that a run keeps its teacher (with resume='force')."""
+  if before != now and jax.process_index() == 0:
+    print(
+      f'teacher: {field} stays what the checkpoint has, {before}; {now} is not '
+      'read: begin in another workdir',
+      file=sys.stderr,
+    )
+
+
 def _load(
-  name: str, teacher: Any, *, channels: int
+  field: str, teacher: Any, *, channels: int
 ) -> tuple[dict[str, Any], Any]:
   """Word and fields of one teacher's encoder, and its parameters."""
   told = {
@@ -83,8 +99,8 @@ def _load(
     message, elsewhere = str(error), 'config.weights.'
     if elsewhere not in message:
       raise
-    field = f'config.method.teachers.{name}.weights.'
-    raise ValueError(message.replace(elsewhere, field)) from error
+    here = f'{field}.weights.'
+    raise ValueError(message.replace(elsewhere, here)) from error
   if backbone.encoder.in_channels != channels:
     raise ValueError(
       f'{teacher.checkpoint} takes images of {backbone.encoder.in_channels} '
@@ -109,7 +125,7 @@ def _recorded(workdir: epath.PathLike) -> Mapping[str, Any]:
 
   def read():
     try:
-      return json.loads(path.read_text())['method']['teachers']
+      return teachers_in(json.loads(path.read_text())['method'])[1]
     except (OSError, ValueError, KeyError):
       return {}  # `workdir.check_config` will tell
 

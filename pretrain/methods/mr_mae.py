@@ -6,76 +6,24 @@ paper leaves open is decided here, and said where.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from models import make_encoder
 from models.convvit import ConvViT
-from models.layers import check_word
 from models.mimic import MimicHead, MixedHeads, SumOfLevels
 from models.swin import Swin
-from pretrain import losses
-from pretrain.branch import WHERE, Branch
-from pretrain.frozen import Frozen
+from pretrain.branch import Branch
+from pretrain.frozen import Frozen, Said
 from pretrain.masked_modeling import MaskedModeling
 from pretrain.masks import choose_masking
 from pretrain.methods.mae import mae
-from pretrain.mimic import Mimic
+from pretrain.mimic import ERRORS, Mimic, Mimicry
 from training.recipe import Recipe
 
-ERRORS: Mapping[str, Callable[..., jax.Array]] = {
-  'l2': losses.squared_error,
-  'smooth_l1': losses.smooth_l1,
-  'cosine': losses.cosine_distance,
-}
-FUSIONS = ('none', 'sum', 'multi')
-PLACES = ('encoder', 'decoder')
 DEEP = 5  # levels of the teacher under fusion='multi' (MaskAlign)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mimicry:
-  """How a teacher is mimicked.
-
-  Attributes:
-    weight: of all mimic losses; 1 is our choice (they and MAE's have targets of
-      unit variance); 0 leaves them out.
-    error: 'l2' (mean squares), 'smooth_l1' (twice, β = 1) or 'cosine' (2 − 2
-      cos).
-    at: 'encoder', the paper's, or 'decoder', a second decoder as in methods
-      that predict features of hidden patches: an ablation.
-    on: at the decoder 'visible', 'masked' or 'all' patches; at the encoder
-      there are visible ones only.
-    fusion: 'none', the last block alone; 'sum', linear maps of four blocks at
-      equal distances are added, for both losses (a ConvViT adds its stages
-      itself); 'multi', mixtures of all blocks mimic the teacher's last five.
-  """
-
-  weight: float = 1.0
-  error: str = 'l2'
-  at: str = 'encoder'
-  on: str = 'visible'
-  fusion: str = 'none'
-
-  def __post_init__(self):
-    for name, word, known in (
-      ('error', self.error, tuple(ERRORS)),
-      ('at', self.at, PLACES),
-      ('on', self.on, WHERE),
-      ('fusion', self.fusion, FUSIONS),
-    ):
-      check_word(f'method.mimic.{name}', word, known)
-    if self.at == 'encoder' and self.on != 'visible':
-      raise ValueError(
-        f'method.mimic.on={self.on!r}: the encoder has no hidden patches; set '
-        "method.mimic.at='decoder'"
-      )
-    if self.at == 'decoder' and self.fusion == 'multi':
-      raise ValueError(
-        "method.mimic.fusion='multi' needs method.mimic.at='encoder'"
-      )
 
 
 def mr_mae(
@@ -112,9 +60,8 @@ def mr_mae(
     normalize_pixels: see `mae`.
     pixel_weight: of the pixel loss; 0 leaves it out, decoder and all.
     mimic: fields of `Mimicry`.
-    focus: which patches are visible: 'none', random ones; 'sample', drawn with
-      probabilities that follow the teacher's attention; 'topk', those with the
-      most. Which of the two the paper means cannot be found.
+    focus: which patches are visible: 'none', random ones; 'sample', drawn by
+      the teacher's attention; 'topk', those with most. Open in the paper.
     masks_per_image: see `mae`; the teachers see an image once.
     dtype: compute dtype of heads, decoders and teachers.
     chunks: into how many parts the batch is cut.
@@ -140,12 +87,13 @@ def mr_mae(
   frozen = {name: _frozen(used[name], how, dtype) for name in used}
   branches = dict(base.branches) if pixel_weight else {}
   weights = dict(decoder=pixel_weight)
-  for name, teacher in frozen.items() if how.weight else ():
-    task = f'mimic_{name}'
-    weights[task] = how.weight * used[name].get('weight', 1.0)
-    branches[task] = _mimic(base, name, teacher, how, dtype)
+  for name, weight in _weights(used, how).items():
+    weights[f'mimic_{name}'] = weight
+    branches[f'mimic_{name}'] = _mimic(base, name, frozen[name], how, dtype)
   if not branches:
-    raise ValueError('method.pixel_weight and method.mimic.weight are both 0')
+    raise ValueError(
+      'nothing is learned: method.pixel_weight and all mimic weights are 0'
+    )
   return dataclasses.replace(
     base,
     masking=choose_masking(
@@ -190,6 +138,14 @@ def _used(teachers: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
   return used
 
 
+def _weights(
+  teachers: Mapping[str, Mapping[str, Any]], how: Mimicry
+) -> dict[str, float]:
+  """Of the mimic losses, by teacher; those of weight 0 are left out."""
+  each = {k: how.weight * t.get('weight', 1.0) for k, t in teachers.items()}
+  return {name: weight for name, weight in each.items() if weight}
+
+
 def _frozen(teacher: Mapping[str, Any], how: Mimicry, dtype: str) -> Frozen:
   """A teacher, with the levels that are mimicked."""
   # A config out of JSON has lists, which modules cannot hold.
@@ -204,6 +160,7 @@ def _frozen(teacher: Mapping[str, Any], how: Mimicry, dtype: str) -> Frozen:
   size = teacher.get('size')
   return Frozen(
     encoder=encoder,
+    class_token=how.class_token,
     levels=tuple(range(-depth, 0)),
     size=size and (size, size),
   )
@@ -221,8 +178,15 @@ def _mimic(
 def _at_encoder(
   encoder: Any, name: str, teacher: Frozen, how: Mimicry, dtype: str
 ) -> Mimic:
+  if how.class_token and not getattr(encoder, 'class_token', False):
+    raise ValueError(
+      f'this {type(encoder).__name__} has no CLS token: set '
+      'method.mimic.class_token=False'
+    )
   width, parts = _width(teacher.encoder), len(teacher.levels)
-  fields = dict(source=name, error=ERRORS[how.error])
+  fields = dict(
+    source=name, error=ERRORS[how.error], class_token=how.class_token
+  )
   if how.fusion != 'multi':
     head = MimicHead(width, dtype=dtype)
     return Mimic(levels=('final',), head=head, **fields)
@@ -242,15 +206,15 @@ def _at_decoder(
   return dataclasses.replace(
     branch,
     decoder=branch.decoder.clone(out_features=_width(teacher.encoder)),
-    target=_as_it_is,
+    target=_places,
     error=ERRORS[how.error],
     on=how.on,
     source=name,
   )
 
 
-def _as_it_is(said: jax.Array) -> jax.Array:
-  return said
+def _places(said: Said) -> jax.Array:
+  return said.places
 
 
 def _width(encoder: Any) -> int:

@@ -7,8 +7,9 @@ import pytest
 import scipy.special
 from flax import linen as nn
 
+from models.activations import gelu
 from models.attention import Attention, attend, attention_weights
-from models.layers import BatchNorm, drop_branch, drop_path_rates, gelu
+from models.layers import BatchNorm, drop_branch, drop_path_rates
 
 
 def normal(*shape, seed=0):

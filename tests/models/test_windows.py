@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny_vit import assert_close, away_from_zero
 
+from models.activations import gelu
 from models.attention import attend, attention_weights
-from models.layers import gelu
 from models.swin_blocks import SwinBlock
 from models.windows import Windows, attention_mask, relative_index
 

@@ -131,7 +131,7 @@ def affine(params, x):
 
 @functools.cache
 def teacher_says(depth=2):
-  """Compiled: images -> levels and attention of TEACHER, by hand.
+  """Compiled: images -> levels, attention and CLS of TEACHER, by hand.
 
   Normalised here, with the teacher's own statistics.
   """
@@ -147,7 +147,9 @@ def teacher_says(depth=2):
   def call(x):
     x = (x - mean) / std
     said = encoder.apply({'params': params}, x, attention=(depth - 1,))
-    return [level.tokens for level in said.levels], said.attention[depth - 1]
+    tokens = [level.tokens for level in said.levels]
+    cls = [level.prefix for level in said.levels]
+    return tokens, said.attention[depth - 1], cls
 
   return call
 
@@ -163,6 +165,7 @@ ERRORS = ('l2', 'smooth_l1', 'cosine')
 def by_error():
   """Compiled: what methods with each error report, and MAE; one program."""
   methods = {name: make(mimic=dict(error=name)) for name in ERRORS}
+  methods['cls'] = make(mimic=dict(class_token=True))
   alone = mae(student(), None, decoder=DECODER)
 
   @jax.jit
@@ -196,6 +199,19 @@ class TestLoss:
     cosine = 2 - 2 * (unit(said) * unit(wanted)).sum(-1).mean()
     found = self.found[0]['cosine'][0]['loss_mimic_first']
     assert found == pytest.approx(cosine, rel=1e-5)
+
+  def test_cls_is_one_token_more(self):
+    params, _ = begin()
+    metrics, features = self.found[0]['cls']
+    cls = plain(np.asarray(teacher_says()(images())[2][-1]))
+    assert cls.shape == (4, 1, 24)
+    places = gathered(plain(last_level(images())), features.levels[-1].index)
+    tokens = np.concatenate([features.cls[:, None], features.tokens], axis=1)
+    said = affine(params['mimic_first']['out'], tokens)
+    wanted = np.concatenate([cls, places], axis=1)
+    assert metrics['loss_mimic_first'] == pytest.approx(
+      np.mean((said - wanted) ** 2), rel=1e-5
+    )
 
   def test_pixels_are_mae_s_with_its_mask(self):
     mae_metrics, mae_features = self.found[1]
@@ -300,6 +316,22 @@ class TestGradients:
     _, (grads, _) = self.of(decoder=1.0, mimic_first=1.0)
     assert not any(x.any() for x in jax.tree.leaves(grads['mimic_second']))
 
+  def test_a_teacher_of_weight_0_is_not_asked(self, monkeypatch):
+    method = make(second=dict(weight=0.0))
+    assert set(method.branches) == {'decoder', 'mimic_first'}
+    asked = []
+
+    def recorded(self, *args, **kwargs):
+      asked.append(self)
+      return ask(self, *args, **kwargs)
+
+    ask = Frozen.__call__
+    monkeypatch.setattr(Frozen, '__call__', recorded)
+    x = dict(view1=images())
+    _, state = jax.eval_shape(method.init, KEY, x)
+    assert set(state['teachers']) == {'first', 'second'}
+    assert asked == [method.teachers['first']]
+
   def test_weights_are_those_of_the_config(self):
     method = make(
       second=dict(weight=3.0), mimic=dict(weight=0.5), pixel_weight=0.25
@@ -381,7 +413,8 @@ class TestFocus:
     def call():
       params = Frozen(encoder=encoder).init(KEY, x)
       params = jax.tree.map(lambda p: 4 * p, params)
-      _, found = Frozen(encoder=encoder)(params, x, GRID, with_saliency=True)
+      teacher = Frozen(encoder=encoder)
+      found = teacher(params, x, GRID, with_saliency=True).saliency
       out = encoder.apply({'params': params}, x, attention=(last,))
       return found, out.attention[last]
 
@@ -406,7 +439,7 @@ class TestFocus:
       fine = teacher(params, x, (8, 8), with_saliency=True)
       return fine, teacher(params, x, (2, 4), with_saliency=True)
 
-    (fine, looks), (coarse, at) = jax.device_get(call())
+    (fine, _, looks), (coarse, _, at) = jax.device_get(call())
     assert fine.shape == (4, 8, 8, 24) and coarse.shape == (4, 2, 4, 24)
     wanted = fine.reshape(4, 2, 4, 4, 2, 24).mean((2, 4))
     np.testing.assert_allclose(coarse, wanted, atol=1e-6)
@@ -435,8 +468,8 @@ class TestGrids:
     teacher = Frozen(encoder=encoder, size=size and (size, size))
     x = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
     params = jax.eval_shape(teacher.init, KEY, x)
-    said, _ = jax.eval_shape(lambda p, x: teacher(p, x, grid), params, x)
-    assert said.shape == (2, *grid, 16)
+    said = jax.eval_shape(lambda p, x: teacher(p, x, grid), params, x)
+    assert said.places.shape == (2, *grid, 16)
     return found
 
   @pytest.mark.parametrize(
@@ -527,6 +560,9 @@ class TestFusion:
   def test_mixtures_mimic_the_last_five_levels(self):
     encoder, teachers = student(depth=5), dict(first=dict(encoder=DEEP))
     method = make(encoder, teachers=teachers, mimic=dict(fusion='multi'))
+    with_cls = make(
+      encoder, teachers=teachers, mimic=dict(fusion='multi', class_token=True)
+    )
     params, state = drawn(method)
     head = params['mimic_first']
     assert head['mixture'].shape == (5, 5) and method.neck is None
@@ -535,22 +571,24 @@ class TestFusion:
     def call(x):
       mask = method.masking(named_key(KEY, 'mask'), GRID, batch=len(x))
       own = {'params': params['encoder']}
-      metrics, _ = losses(method, params, state, x)
+      metrics = [losses(m, params, state, x)[0] for m in (method, with_cls)]
       return metrics, encoder.apply(own, x, mask).levels
 
     metrics, levels = jax.device_get(call(images()))
-    stack = np.stack([level.tokens for level in levels])
-    targets = [np.asarray(t) for t in teacher_says(6)(images())[0][-5:]]
-    errors = []
-    for i, target in enumerate(targets):
+    places, _, cls = teacher_says(6)(images())
+    errors = []  # of CLS and the visible places, by level
+    for i in range(5):
+      stack = np.stack([np.hstack([x.prefix, x.tokens]) for x in levels])
       mixed = np.tensordot(head['mixture'][i], stack, 1)
       said = affine(head[f'out_{i}'], normed(head[f'norm_{i}'], mixed))
-      wanted = gathered(plain(target), levels[-1].index)
-      errors.append(np.mean((said - wanted) ** 2))
-    assert len(set(np.round(errors, 6))) == 5
-    assert metrics['loss_mimic_first'] == pytest.approx(
-      np.mean(errors), rel=1e-4
-    )
+      target = gathered(plain(np.asarray(places[i - 5])), levels[-1].index)
+      wanted = np.hstack([plain(np.asarray(cls[i - 5])), target])
+      errors.append(((said - wanted) ** 2).mean(-1))
+    errors = np.stack(errors)
+    assert len(set(np.round(errors.mean((1, 2)), 6))) == 5
+    found = [m['loss_mimic_first'] for m in metrics]
+    wanted = [errors[:, :, 1:].mean(), errors.mean()]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
   @pytest.mark.parametrize('levels', [5, 7])
   def test_mixtures_begin_with_the_last_levels_themselves(self, levels):
@@ -753,7 +791,25 @@ FUSED = dict(kind='fusion', width=8, levels=2)
     (
       None,
       dict(pixel_weight=0.0, mimic=dict(weight=0.0)),
-      'method.pixel_weight and method.mimic.weight are both 0',
+      'nothing is learned',
+    ),
+    (
+      None,
+      dict(
+        pixel_weight=0.0, teachers=dict(first=dict(encoder=TEACHER, weight=0.0))
+      ),
+      'method.pixel_weight and all mimic weights are 0',
+    ),
+    (
+      None,
+      dict(mimic=dict(at='decoder', class_token=True)),
+      "class_token=True needs method.mimic.at='encoder'",
+    ),
+    (SWIN, dict(mimic=dict(class_token=True)), 'this Swin has no CLS token'),
+    (
+      student(class_token=False, pool='mean'),
+      dict(mimic=dict(class_token=True)),
+      'this ViT has no CLS token: set method.mimic.class_token=False',
     ),
     (SWIN, dict(mimic=dict(fusion='sum')), 'needs 4 levels on one grid.*has 1'),
     (SWIN, dict(mimic=dict(fusion='multi')), 'needs 2 levels on one grid'),
@@ -781,6 +837,14 @@ def test_the_ratio_that_is_advised_is_taken(count):
     make(masks_per_image=count, mask_ratio=0.01)
   ratio = float(str(refused.value).rsplit(' ', 1)[1])
   assert make(masks_per_image=count, mask_ratio=ratio).copies == count
+
+
+def test_a_teacher_without_cls_cannot_show_it():
+  method = make(
+    teachers=dict(first=dict(encoder=OTHER)), mimic=dict(class_token=True)
+  )
+  with pytest.raises(ValueError, match='teacher has no CLS token: set'):
+    jax.eval_shape(method.init, KEY, dict(view1=images()))
 
 
 def test_a_teacher_of_other_images_is_refused():

@@ -146,3 +146,17 @@ def test_a_schedule_by_epoch_has_exact_borders():
 def test_no_warmup_epochs_is_a_constant():
   value = schedules.by_epoch(0.04, 0.07, warmup_epochs=0, steps_per_epoch=5)
   assert value(0) == value(12) == np.float32(0.07)
+
+
+def test_steps_are_those_of_pytorch():
+  """`MultiStepLR`: each milestone's own step is the first with less."""
+  rate = schedules.multi_step(
+    0.4, warmup=2, milestones=(4, 6), factor=0.1, start=0.2
+  )
+  want = [0.2, 0.3, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004]
+  np.testing.assert_allclose(jax.jit(rate)(np.arange(8)), want, rtol=1e-6)
+
+
+def test_steps_without_a_warmup_begin_at_the_top():
+  rate = schedules.multi_step(0.4, warmup=0, milestones=(1,), factor=0.5)
+  np.testing.assert_allclose(rate(np.arange(3)), [0.4, 0.2, 0.2])
