@@ -31,8 +31,8 @@ def optim(
     warmup_epochs: length of the warm-up.
     per: see `base_lr`.
     schedule: one of `training.recipe.SCHEDULES`.
-    milestones: epochs at which the rate falls, for schedule 'steps'; each time
-      it is multiplied by `step_factor`, 0.1.
+    milestones: where in the run (0 to 1) the rate falls, for schedule 'steps';
+      each time it is multiplied by `step_factor`, 0.1.
     warmup_lr: rate at the beginning of the warm-up, per `per` images.
     end_lr: rate at the end.
     scale_end_lr: `end_lr` is per `per` images too.

@@ -128,7 +128,7 @@ def _long(config: ml_collections.ConfigDict) -> None:
     base_lr=1e-4,
     warmup_lr=5e-7,
     schedule='steps',
-    milestones=(700.0,),
+    milestones=(700 / 800,),
     end_lr=0.0,
   )
 

@@ -48,7 +48,7 @@ COMMON: Mapping[str, Limit] = {
   'optim.warmup_epochs': AT_LEAST_0,
   'optim.warmup_lr': AT_LEAST_0,
   'optim.end_lr': AT_LEAST_0,
-  'optim.milestones': AT_LEAST_0,
+  'optim.milestones': PART,
   'optim.step_factor': ABOVE_0,
   'optim.clip': AT_LEAST_0,
   'optim.hyper.b1': BELOW_1,

@@ -85,7 +85,7 @@ def make_recipe(
   peak = optim['base_lr'] * scale
   times = dict(warmup=warmup, start=optim['warmup_lr'] * scale)
   if optim['schedule'] == 'steps':
-    lr = _steps(optim, peak, steps_per_epoch=steps_per_epoch, **times)
+    lr = _steps(optim, peak, total=total, **times)
   else:
     lr = _rate(
       optim['schedule'],
@@ -125,24 +125,23 @@ def _steps(
   peak: float,
   *,
   warmup: float,
-  steps_per_epoch: int,
+  total: int,
   start: float,
 ) -> Schedule:
-  """The learning rate by step where it falls at given epochs.
+  """The learning rate by step where it falls at given points of the run.
 
   Raises:
-    ValueError: no epochs, or one within the warm-up.
+    ValueError: there are none.
   """
-  milestones = [epoch * steps_per_epoch for epoch in optim['milestones']]
-  if not milestones or min(milestones) < warmup:
+  if not optim['milestones']:
     raise ValueError(
-      "optim.schedule='steps' needs optim.milestones, epochs after the warm-up "
-      f'at which the rate falls; not {tuple(optim["milestones"])}'
+      "optim.schedule='steps' needs optim.milestones: where in the run the rate "
+      'falls, such as 0.875'
     )
   rate = schedules.multi_step(
     peak,
     warmup=round(warmup),
-    milestones=milestones,
+    milestones=[share * total for share in optim['milestones']],
     factor=optim['step_factor'],
     start=start,
   )

@@ -63,18 +63,17 @@ def test_an_unknown_schedule_is_told():
     recipe(schedule='linear')
 
 
-def test_steps_are_counted_in_epochs_and_come_one_step_late():
-  made = recipe(schedule='steps', milestones=(4, 6.5), warmup_lr=0.1)
+def test_steps_are_parts_of_the_run_and_come_one_step_late():
+  made = recipe(schedule='steps', milestones=(0.4, 0.65), warmup_lr=0.1)
   # As with timm's scheduler, which is moved after the update.
   want = {0: 0.05, 1: 0.05, 21: 0.25, 40: 0.25, 41: 0.025, 66: 0.0025}
   got = {step: float(made.lr(step)) for step in want}
   assert got == pytest.approx(want)
 
 
-@pytest.mark.parametrize('milestones', [(), (1,)])
-def test_steps_need_epochs_after_the_warm_up(milestones):
-  with pytest.raises(ValueError, match='optim.milestones, epochs after'):
-    recipe(schedule='steps', milestones=milestones)
+def test_steps_have_to_be_given():
+  with pytest.raises(ValueError, match='optim.milestones: where in the run'):
+    recipe(schedule='steps')
 
 
 def test_everything_decays_unless_told_otherwise():

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import types
 
 import frozen_jobs
 import jax
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 import tiny_run
 from flax import traverse_util
-from test_configs_train import small
+from test_configs_train import SIZE, small
 
 import main
 from configs import mr_mae
 from interop.files import WeightsError, open_weights
 from interop.load import load_encoder
 from pretrain.methods import from_config
+from pretrain.run_figures import run_figures
 from training import verified
 from training.checkpoint import CheckpointError
 from training.state import named_leaves
@@ -225,6 +227,42 @@ def test_methods_without_teachers_are_left_alone(tmp_path):
   assert load_teachers(config, tmp_path, channels=3) == (config, None)
 
 
+class TestBeside:
+  """Teachers of masked branches beside a contrastive method."""
+
+  def config(self, checkpoint):
+    config = small('simsiam', 'vit_mini4,masked_mimic')
+    config.method.masked.teachers.first.checkpoint = checkpoint
+    return config.lock()
+
+  def test_one_is_needed(self, tmp_path):
+    where = 'set config.method.masked.teachers.first.checkpoint to the workdir'
+    with pytest.raises(ValueError, match=where.replace('.', r'\.')):
+      load_teachers(self.config(None), tmp_path, channels=3)
+
+  def test_it_is_mimicked_and_kept(self, tmp_path):
+    summary = main.pretrain(self.config(str(CLIP)), str(tmp_path))
+    assert summary['loss_masked'] == pytest.approx(
+      summary['masked_loss_decoder'] + summary['masked_loss_mimic_first'],
+      rel=1e-5,
+    )
+    found = load_params(tmp_path, which='teachers')
+    wanted = load_backbone(str(CLIP)).params
+    head = 'first/'
+    assert {name.removeprefix(head) for name in found} == {
+      name.removeprefix('encoder/') for name in wanted
+    }
+    for name, leaf in wanted.items():
+      name = head + name.removeprefix('encoder/')
+      np.testing.assert_array_equal(found[name], leaf)
+    run = types.SimpleNamespace(
+      config=json.loads((tmp_path / 'config.json').read_text()), where=tmp_path
+    )
+    images = np.zeros((2, SIZE, SIZE, 3), np.float32)
+    drawn = run_figures(run, images, 'float32')
+    assert 'masked_reconstruction' in drawn
+
+
 def job(checkpoint, **fields):
   """A config of three steps that uses what can be used at once."""
   config = small('mr_mae', 'vit_mini4', focus='topk')
@@ -326,6 +364,22 @@ class TestJob:
     second = {'method.teachers.second.checkpoint': str(ENCODERS / 'hf_vit')}
     with pytest.raises(WorkdirError, match='teachers.second.checkpoint'):
       main.pretrain(job(place, **second), str(again))
+
+  def test_who_forces_it_is_told_which_teacher_stays(
+    self, trained, capsys, tmp_path
+  ):
+    workdir, _, place = trained
+    other = ENCODERS / 'hf_vit'
+    config, params = load_teachers(job(other), workdir, channels=3)
+    assert params is None
+    kept = json.loads((workdir / 'config.json').read_text())['method']
+    encoder = config.method.teachers.first.encoder.to_dict()
+    assert encoder['name'] == kept['teachers']['first']['encoder']['name']
+    assert encoder['width'] == kept['teachers']['first']['encoder']['width']
+    told = f'stays what the checkpoint has, {place}; {other} is not read'
+    assert told in capsys.readouterr().err
+    load_teachers(job(place), workdir, channels=3)
+    assert not capsys.readouterr().err
 
   def test_a_workdir_of_another_method_is_told_as_such(self, tmp_path):
     workdir = shutil.copytree(tiny_run.finished(), tmp_path / 'run')
