@@ -135,8 +135,8 @@ def _steps(
   """
   if not optim['milestones']:
     raise ValueError(
-      "optim.schedule='steps' needs optim.milestones: where in the run the rate "
-      'falls, such as 0.875'
+      "optim.schedule='steps' needs optim.milestones: where in the run the "
+      'rate falls, such as 0.875'
     )
   rate = schedules.multi_step(
     peak,
