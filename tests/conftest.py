@@ -1,6 +1,7 @@
 """Four fake CPU devices and a compilation cache for the whole suite."""
 
 import gc
+import importlib.metadata
 import os
 import pathlib
 import sys
@@ -11,14 +12,19 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # for one that finds no thread.
 os.environ.setdefault('PJRT_NPROC', '8')
 # Fake devices wait for each other; on a loaded machine longer than the 40 s
-# after which XLA gives up.
+# after which XLA gives up. Compiling takes most of the suite's time, and a
+# third of it with the flags that follow; some of them come and go, and XLA ends
+# a process with one that it does not know.
 os.environ['XLA_FLAGS'] = ' '.join(
   (
     os.environ.get('XLA_FLAGS', ''),
     '--xla_cpu_collective_call_warn_stuck_timeout_seconds=120',
     '--xla_cpu_collective_call_terminate_timeout_seconds=600',
-    # Compiling takes most of the suite's time, and half of it this way.
     '--xla_backend_optimization_level=0',
+    '--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE '
+    '--xla_cpu_use_fusion_emitters=false'
+    if importlib.metadata.version('jaxlib').startswith('0.10.')
+    else '',
   )
 )
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))

@@ -357,20 +357,24 @@ def words_of(name):
   for flags in ('', 'repre'):
     words += [f'{name}4,photos,{flags}' for name in common.VITS]
     words += [f'{name},photos,{flags}' for name in common.COMPLETE]
-    words += [f'vit_mini4,{data},{flags}' for data in DATA]
+    words += [f'vit_mini4,{d},{flags}' for d in DATA if d != 'photos']
   minis = ('vit_mini4', 'swin_mini', 'convvit_mini')
   return words + [f'{e},photos,{w}' for w in MIXED for e in minis]
 
 
 LOADED = [(name, words) for name in CONFIGS for words in words_of(name)]
-# Tracing takes seconds: small encoders with every method, the others with one.
+# Tracing takes seconds: small encoders with every method, the others with one,
+# and less deep.
+SHALLOW = dict(
+  vit=dict(depth=4), swin=dict(depths=(1,) * 4), convvit=dict(depths=(1, 1, 2))
+)
 BUILT = [
   (name, words)
   for name, words in LOADED
   if not words
   or ('mini' in words and 'photos' in words and 'masked' not in words)
   or (name == 'moco_v3' and 'photos,repre' in words)
-  or (name == 'dino' and 'masked' in words)
+  or (name == 'dino' and words.endswith('masked'))
   or (name == 'moco_v2' and 'vit_mini4,photos,masked_mimic' in words)
 ]
 
@@ -445,8 +449,11 @@ class TestConfigs:
     _, teachers = teachers_in(config.method)
     if teachers:  # `load_teachers` fills it in
       teachers.first.encoder = dict(name='vit_mini8')
+    fewer = {}
+    if words and 'mini' not in words:
+      fewer = SHALLOW[config.encoder.name.partition('_')[0]]
     method = from_config(
-      config, channels=channels, steps_per_epoch=10, total=100
+      config, channels=channels, steps_per_epoch=10, total=100, **fewer
     )
     size = config.data.image_size
     if config.encoder.name in ('convvit_s', 'convvit_b'):

@@ -12,18 +12,34 @@ from tiny import (
   LEARNED,
   METHODS,
   TOTAL,
+  assert_same_bits,
   assert_same_steps,
   cached_run,
   fixed,
   follow,
+  make_run,
+  moments,
   start,
 )
 
+from training.checkpoint import Checkpoints
 from training.state import named_leaves
 
 EVERY = sorted(METHODS)
 OTHERS = [name for name in EVERY if name != 'moco_v3']  # see test_invariants
 WITH_TEACHER = [n for n in OTHERS if n not in ('simclr', 'simsiam')]
+# The queues are half full by then, and DINO's last layer is about to move.
+STOP, END = 3, 5
+NOT_YET = 'teacher/projector/last/'
+KEPT = dict(
+  simclr=set(),
+  byol={'teacher'},
+  simsiam=set(),
+  moco_v2={'teacher', 'queue', 'pointer'},
+  moco_v3={'teacher'},
+  moby={'teacher', 'queue1', 'queue2', 'pointer'},
+  dino={'teacher', 'centre'},
+)
 
 
 def run_of(name, **fields):
@@ -216,3 +232,51 @@ class TestViews:
     views = {n: jnp.zeros((4, 16, 16, 3)) for n in ('view1', 'view2')}
     with pytest.raises(ValueError, match="'local1', 'local2'"):
       jax.eval_shape(run.method.init, jax.random.key(0), views)
+
+
+def kind_of(name):
+  """Every second method on Swin."""
+  swin = dict(encoder='swin') if EVERY.index(name) % 2 else {}
+  return run_of(name, devices=1, **swin)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_continued_from_a_checkpoint_it_takes_the_same_steps(name, tmp_path):
+  kind = kind_of(name)
+  whole = follow(END, **kind)
+  stopped = whole[STOP - 1][0]
+  run = cached_run(**kind)
+  saved = Checkpoints(tmp_path)
+  saved.save(jax.device_put(stopped, run.shardings), step=STOP, meta={})
+  saved.close()
+
+  fresh = make_run(**kind | dict(repre=LEARNED))
+  assert fresh.method is not run.method
+  saved = Checkpoints(tmp_path)
+  state, meta = saved.restore(fresh.like)
+  saved.close()
+  assert meta['step'] == STOP
+  assert_same_bits(state, stopped)
+  for step in range(STOP, END):
+    state, report = fresh.step(state, fresh.data.batch(step))
+    assert_same_bits(report, whole[step][1])
+  assert_same_bits(state, whole[END - 1][0])
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_whatever_is_lost_would_be_noticed(name):
+  """At the stop nothing that is kept is what a new run begins with."""
+  kind = kind_of(name)
+  stopped = follow(END, **kind)[STOP - 1][0]
+  kind.pop('devices')  # of which the first state is independent
+  first = start(**kind)
+  assert set(stopped.method_state) == KEPT[name]
+  kept = dict(weighting=stopped.params['weighting'], **stopped.method_state)
+  old = dict(weighting=first.params['weighting'], **first.method_state)
+  old = named_leaves(old)
+  for path, leaf in named_leaves(kept).items():
+    # The mean of a teacher and a student that are equal may round.
+    moved = not np.allclose(leaf, old[path], rtol=1e-6, atol=0)
+    assert moved != path.startswith(NOT_YET), path
+  for path, leaf in moments(stopped).items():
+    assert np.any(leaf) != path.startswith('projector/last/'), path

@@ -94,7 +94,7 @@ class TestFiles:
 
     @jax.jit
     def call():
-      said, _ = method.teachers['first'](params, x, (4, 4))
+      said = method.teachers['first'](params, x, (4, 4)).places
       level = backbone.encoder.apply(backbone.variables(), x).levels[-1]
       return said, level.map()
 
