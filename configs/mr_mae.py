@@ -16,6 +16,7 @@ visible ones. The tricks of the paper, all off but for ConvViT's stages:
 
   visible where the teacher looks: --config.method.focus=sample (or topk)
   fused blocks: --config.method.mimic.fusion=sum (or multi)
+  CLS mimics too: --config.method.mimic.class_token=True
   convolution stages: the word convvit_b, the paper's MR-MCMAE
   a second teacher: --config.method.teachers.second.checkpoint=...
   four masks of each image: --config.method.masks_per_image=4
