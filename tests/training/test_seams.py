@@ -391,10 +391,12 @@ def test_masked_branches_in_chunks_give_the_same_gradients(masked_start):
     for method in (Masked(chunks=2), Masked())
   )
   want = named_leaves(want)
+  most = max(np.abs(leaf).max() for leaf in want.values())
   for name, leaf in named_leaves(got).items():
-    scale = np.abs(want[name]).max()
+    # Biases of keys have a gradient of zero and show the rounding of others'.
+    scale = np.abs(want[name]).max() + 1e-4 * most
     np.testing.assert_allclose(
-      leaf, want[name], atol=1e-5 * scale + 1e-9, err_msg=name
+      leaf, want[name], atol=1e-5 * scale, err_msg=name
     )
 
 
