@@ -46,7 +46,7 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 # Of the 65530 memory mappings that Linux allows a process. Each compiled
 # program takes some, and where none is left XLA ends in a segmentation fault.
-MAPPINGS = 8_000
+MAPPINGS = 16_000
 
 
 @pytest.fixture(scope='module', autouse=True)

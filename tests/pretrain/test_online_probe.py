@@ -15,6 +15,11 @@ from pretrain.online_probe import OnlineProbe
 from training.state import named_leaves
 
 
+# As users compile, and the suite does not: otherwise a product may be rounded
+# by what else is in the program.
+USERS = dict(xla_cpu_use_fusion_emitters=True)
+
+
 def test_the_base_follows_itself_bit_for_bit(monkeypatch):
   """Parameters, teacher and queues after two steps, with and without."""
   states = {}
@@ -27,7 +32,9 @@ def test_the_base_follows_itself_bit_for_bit(monkeypatch):
     views = run.data.render(run.data.batch(0), rng)
     views['label'] = jax.numpy.arange(16) % 3
     params, state = jax.jit(method.init)(rng, views)
-    grad = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+    grad = jax.jit(
+      jax.value_and_grad(method.loss, has_aux=True), compiler_options=USERS
+    )
     (_, aux), grads = grad(params, state, views, rng, 0)
     states[probed] = named_leaves((params, state)), named_leaves(grads), aux
   for i in range(2):
