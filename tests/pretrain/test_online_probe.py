@@ -14,7 +14,6 @@ from input_pipeline.arrays import Arrays
 from pretrain.online_probe import OnlineProbe
 from training.state import named_leaves
 
-
 # As users compile, and the suite does not: otherwise a product may be rounded
 # by what else is in the program.
 USERS = dict(xla_cpu_use_fusion_emitters=True)
