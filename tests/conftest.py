@@ -7,6 +7,10 @@ import pathlib
 import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# What is kept of sources and programs, apart from the user's own.
+os.environ.setdefault(
+  'REPRE_JAX_CACHE', os.path.expanduser('~/.cache/repre_jax/tests')
+)
 # XLA's pool has a thread per core, and a fake device that waits for the others
 # in a collective holds one: with fewer cores than devices all can be waiting
 # for one that finds no thread.
@@ -37,10 +41,7 @@ jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_cpu_enable_async_dispatch', False)
 jax.config.update(
   'jax_compilation_cache_dir',
-  os.environ.get(
-    'JAX_COMPILATION_CACHE_DIR',
-    os.path.expanduser('~/.cache/repre_jax/tests'),
-  ),
+  os.environ.get('JAX_COMPILATION_CACHE_DIR', os.environ['REPRE_JAX_CACHE']),
 )
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
