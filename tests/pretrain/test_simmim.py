@@ -18,6 +18,7 @@ from einops import rearrange
 from flax import traverse_util
 from official_names import below
 
+from configs import simmim as configs
 from interop.vit_tables import BEIT
 from models.convvit import ConvViT
 from models.features import Features, Level
@@ -247,3 +248,29 @@ def test_units_that_are_not_made_of_cells_are_refused():
 def test_a_convvit_is_refused():
   with pytest.raises(ValueError, match='no ConvViT has.* take a ViT or a Swin'):
     simmim(ConvViT(), None)
+
+
+@pytest.mark.parametrize(
+  ('words', 'epochs', 'schedule'),
+  [
+    ('swin_b,folder', 100, 'moby'),
+    ('swin_b,folder,epochs800', 800, 'steps'),
+    ('swin_l,folder', 800, 'steps'),
+    ('vit_b16,folder', 800, 'steps'),
+    ('vit_mini4,photos', 21.82, 'moby'),
+  ],
+)
+def test_recipes_are_the_authors(words, epochs, schedule):
+  config = configs.get_config(words)
+  optim = config.optim
+  assert (config.epochs, optim.schedule) == (epochs, schedule)
+  if schedule == 'steps':
+    assert [share * epochs for share in optim.milestones] == [700]
+    assert (optim.base_lr, optim.per, optim.warmup_lr) == (1e-4, 512, 5e-7)
+  starts = {'vit': 'simmim', 'swin': None}[words.partition('_')[0]]
+  assert config.encoder.get('init_scheme') == starts
+
+
+def test_the_longer_recipe_is_not_for_small_data():
+  with pytest.raises(ValueError, match='epochs800 is for other data'):
+    configs.get_config('swin_mini,photos,epochs800')
