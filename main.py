@@ -35,6 +35,7 @@ from pretrain.figures import in_windows
 from pretrain.methods import from_config
 from pretrain.online_probe import OnlineProbe
 from pretrain.run_figures import run_figures
+from pretrain.weighting import far_from_optimum
 from training import (
   cluster,
   distributed,
@@ -232,6 +233,8 @@ def tell(summary: Mapping[str, float], workdir: epath.Path) -> None:
   """What a person wants to know at the end, on stderr."""
   if scores := scores_line(summary):
     print(f'\n{scores}', file=sys.stderr)
+  for warning in far_from_optimum(summary):
+    print(f'warning: {warning}', file=sys.stderr)
   pictures = sorted((workdir / 'images').glob('*.png'))
   if pictures:
     print(f'picture: {pictures[-1]}', file=sys.stderr)

@@ -32,7 +32,9 @@ def add(
   for word in asked:
     config.method.masked = dict(
       WORDS[word](words),
-      weight=1.0,
+      weighting='balanced',  # or 'fixed'
+      weighting_window=10,  # steps of the mean, where weighting='balanced'
+      weight=1.0,  # where weighting='fixed', as the next
       contrast_weight=1.0,
       view='view1',  # which is masked
     )

@@ -6,12 +6,15 @@ from typing import Any
 import jax
 
 from pretrain.masked_modeling import VIEW, MaskedModeling
+from pretrain.weighting import Balanced, Fixed
 from training.optim import Rules
 from training.protocols import Method
 from training.state import Aux, Figure
 from training.warm_start import given
 
 PREFIX = 'masked_'  # of the branches' parameters, metrics and figures
+LOSSES = ('contrast', 'masked')
+STATE = 'masked_weighting'  # of the weighting, in method_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,19 +32,21 @@ class Joint:
   untouched; the encoder is in the base's groups.
 
   Parameters: the base's, and those of the branches (and of a neck) with
-  `masked_` before their names; method_state: the base's, and `teachers` of the
-  branches.
+  `masked_` before their names; method_state: the base's, `teachers` of the
+  branches and, where the weighting has a state, `masked_weighting`.
 
   Attributes:
     base: a method whose encoder is that of `masked`.
     masked: the branches, and what is hidden from them.
-    weights: of (base, masked).
+    weighting: of the losses 'contrast' and 'masked'. What it computes from the
+      losses (`Balanced`) it computes from the base's contrast alone; the weight
+      of 'contrast' applies to the base's whole loss, with RePre's part.
     view: which of the base's views is masked.
   """
 
   base: Method
   masked: MaskedModeling
-  weights: tuple[float, float] = (1.0, 1.0)
+  weighting: Fixed | Balanced = Fixed(dict.fromkeys(LOSSES, 1.0))
   view: str = VIEW
 
   def __post_init__(self):
@@ -74,6 +79,8 @@ class Joint:
     added = {PREFIX + n: x for n, x in theirs.items() if n != 'encoder'}
     if both := (params.keys() & added) | (method_state.keys() & added_state):
       raise ValueError(f'both methods have {sorted(both)}')
+    if state := self.weighting.init_state():
+      added_state = added_state | {STATE: state}
     return params | given(added, initial), method_state | added_state
 
   def _masked_batch(self, batch):
@@ -91,7 +98,7 @@ class Joint:
 
   def loss(self, params, method_state, batch, rng, step) -> tuple[Any, Aux]:
     """The weighted sum; features and images are the base's."""
-    weight, masked_weight = self.weights
+    weight, masked_weight = self._fixed()
     still = dict(params, encoder=jax.lax.stop_gradient(params['encoder']))
     base, aux = self.base.loss(
       params if weight else still, method_state, batch, rng, step
@@ -103,14 +110,28 @@ class Joint:
       rng,
       step,
     )
+    weighed = self.weighting(
+      {},
+      method_state.get(STATE, {}),
+      dict(contrast=aux.metrics.get('loss_contrast', base), masked=masked),
+    )
     metrics = {PREFIX + name: x for name, x in own.metrics.items()}
-    metrics |= aux.metrics | dict(loss_masked=masked)
-    loss = weight * base + masked_weight * masked
-    return loss, aux.replace(metrics=metrics)
+    metrics |= weighed.metrics | aux.metrics | dict(loss_masked=masked)
+    return weighed.total(dict(contrast=base, masked=masked)), aux.replace(
+      metrics=metrics,
+      means=aux.means | ({STATE: weighed.state} if weighed.state else {}),
+    )
+
+  def _fixed(self) -> tuple[float, float]:
+    """The weights, 1 where they are not fixed: only zeros matter."""
+    if isinstance(self.weighting, Fixed):
+      return tuple(self.weighting.weights[name] for name in LOSSES)
+    return 1.0, 1.0
 
   def after_update(self, params, method_state, aux, step) -> Any:
-    """The base's; the teachers of branches are frozen."""
-    return self.base.after_update(params, method_state, aux, step)
+    """The base's, and the weighting's; teachers of branches are frozen."""
+    new = self.base.after_update(params, method_state, aux, step)
+    return new | {STATE: aux.means[STATE]} if STATE in method_state else new
 
   def rules(self) -> Rules:
     """Those of the branches first, then the base's."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from models import make_encoder
+from pretrain import joint
 from pretrain.joint import Joint
 from pretrain.masked_modeling import MaskedModeling
 from pretrain.methods.byol import byol
@@ -18,6 +19,7 @@ from pretrain.methods.repre import repre
 from pretrain.methods.simclr import simclr
 from pretrain.methods.simmim import simmim
 from pretrain.methods.simsiam import simsiam
+from pretrain.weighting import make_weighting
 from training.fields import unknown
 from training.protocols import Method
 from training.recipe import Recipe, make_recipe
@@ -71,8 +73,21 @@ def make_method(
   masked = None
   if beside:
     beside = dict(beside)
-    weights = beside.pop('contrast_weight', 1.0), beside.pop('weight', 1.0)
-    how = dict(weights=weights, view=beside.pop('view', 'view1'))
+    how = dict(
+      weighting=make_weighting(
+        'method.masked',
+        # Runs from before there was a choice had fixed weights.
+        beside.pop('weighting', 'fixed'),
+        ('balanced', 'fixed'),
+        joint.LOSSES,
+        weights=(
+          beside.pop('contrast_weight', 1.0),
+          beside.pop('weight', 1.0),
+        ),
+        window=beside.pop('weighting_window', 10),
+      ),
+      view=beside.pop('view', 'view1'),
+    )
     masked = _named('method.masked.name', MASKED, encoder, beside, **common)
     encoder = masked.encoder  # which may have a mask token
   method = _named('method', METHODS, encoder, fields, **common)

@@ -14,7 +14,7 @@ from models.decoders import FusionDecoder, level_indices
 from models.patches import unpatchify
 from pretrain.branch import Branch
 from pretrain.targets import Pixels
-from pretrain.weighting import Fixed, Uncertainty
+from pretrain.weighting import Fixed, Weighting, make_weighting
 from training.optim import Rule, Rules
 from training.protocols import Method
 from training.recipe import Recipe
@@ -22,6 +22,9 @@ from training.rng import named_key
 from training.schedules import Schedule
 from training.state import Aux, Figure
 from training.warm_start import given
+
+LOSSES = ('contrast', 'pixels')
+STATE = 'weighting'  # of the weighting, in method_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class RePre:
   Attributes:
     base: a method whose Aux holds `features` and `images` of the views.
     branch: what is reconstructed and from where.
-    weighting: how the two losses, 'contrast' and 'pixels', are added up.
+    weighting: how the two losses, 'contrast' and 'pixels', are added up; its
+      state, where it has one, is method_state['weighting'].
     lr: the decoder's learning rate by step.
     decay: the decoder's weight decay.
     weighting_lr: rate of the uncertainty weights (their own Adam, no decay).
@@ -49,7 +53,7 @@ class RePre:
 
   base: Method
   branch: Branch
-  weighting: Fixed | Uncertainty
+  weighting: Weighting
   lr: Schedule
   decay: Schedule | float
   weighting_lr: float = 1e-3
@@ -62,7 +66,7 @@ class RePre:
     return self.base.encoder
 
   def init(self, rng, batch, initial=None) -> tuple[Any, Any]:
-    """The base's params plus {decoder, weighting}; the base's method_state."""
+    """The base's params plus {decoder, weighting}; likewise method_state."""
     params, method_state = self.base.init(rng, batch, initial)
     for view in self.views:
       if view not in batch:
@@ -74,6 +78,8 @@ class RePre:
     features = self._encode(params['encoder'], images)
     decoder = self.branch.init(named_key(rng, 'decoder'), features)
     added = dict(decoder=decoder, weighting=self.weighting.init())
+    if state := self.weighting.init_state():
+      method_state = method_state | {STATE: state}
     return params | given(added, initial), method_state
 
   def _encode(self, encoder, images):
@@ -97,13 +103,16 @@ class RePre:
         self.branch.loss(params['decoder'], features, aux.images[view])
       )
     pixels = sum(errors) / len(errors)
-    loss, metrics = self.weighting(
-      params['weighting'], dict(contrast=contrast, pixels=pixels)
+    losses = dict(contrast=contrast, pixels=pixels)
+    weighed = self.weighting(
+      params['weighting'], method_state.get(STATE, {}), losses
     )
+    metrics = dict(weighed.metrics, loss_pixels=pixels)
     if self.level_gradients:
       metrics |= self._level_gradients(params['decoder'], aux)
-    return loss, aux.replace(
-      metrics=aux.metrics | metrics | dict(loss_pixels=pixels)
+    return weighed.total(losses), aux.replace(
+      metrics=aux.metrics | metrics,
+      means=aux.means | ({STATE: weighed.state} if weighed.state else {}),
     )
 
   def _level_gradients(self, decoder, aux) -> dict[str, jax.Array]:
@@ -127,8 +136,9 @@ class RePre:
     )
 
   def after_update(self, params, method_state, aux, step) -> Any:
-    """The base's."""
-    return self.base.after_update(params, method_state, aux, step)
+    """The base's, and the weighting's."""
+    new = self.base.after_update(params, method_state, aux, step)
+    return new | {STATE: aux.means[STATE]} if STATE in method_state else new
 
   def rules(self) -> Rules:
     """Decoder and weighting first, then the base's rules."""
@@ -170,9 +180,10 @@ def repre(
   lateral: bool = True,
   view: str = 'view1',
   level_gradients: bool = False,
-  weighting: str = 'uncertainty',
+  weighting: str = 'balanced',
   weights: tuple[float, float] = (1.0, 1.0),
   weighting_lr: float = 1e-3,
+  weighting_window: int = 10,
   dtype: str = 'float32',
   chunks: int = 1,
 ) -> RePre:
@@ -191,9 +202,12 @@ def repre(
     lateral: bring the levels to `width` first, see `FusionDecoder`.
     view: the decoded view, or 'both' for view1 and view2.
     level_gradients: report gradient norms by level, see `RePre`.
-    weighting: 'uncertainty' learns the weights, 'fixed' takes `weights`.
+    weighting: 'balanced' takes the optimum of the learned weights in closed
+      form, 'uncertainty' learns them (Eq. 4), 'fixed' takes `weights`; see
+      `pretrain.weighting`.
     weights: of (contrast, pixels) where they are fixed.
     weighting_lr: rate of the learned ones.
+    weighting_window: steps over which 'balanced' averages the losses.
     dtype: compute dtype of the decoder.
     chunks: into how many parts the decoder's batch is cut.
 
@@ -203,17 +217,6 @@ def repre(
   Raises:
     ValueError: an unknown weighting, or more levels than blocks.
   """
-  if weighting not in ('uncertainty', 'fixed'):
-    raise ValueError(
-      f"unknown method.repre.weighting {weighting!r}; known: 'uncertainty', "
-      "'fixed'"
-    )
-  names = ('contrast', 'pixels')
-  if len(weights) != len(names):
-    raise ValueError(
-      f'method.repre.weights are those of {names}; got {tuple(weights)}'
-    )
-  learned = weighting == 'uncertainty'
   return RePre(
     base=base,
     branch=_branch(
@@ -226,9 +229,14 @@ def repre(
       lateral=lateral,
       dtype=dtype,
     ),
-    weighting=Uncertainty(names)
-    if learned
-    else Fixed(dict(zip(names, weights, strict=True))),
+    weighting=make_weighting(
+      'method.repre',
+      weighting,
+      ('balanced', 'uncertainty', 'fixed'),
+      LOSSES,
+      weights=weights,
+      window=weighting_window,
+    ),
     lr=recipe.lr,
     decay=recipe.decay,
     weighting_lr=weighting_lr,

@@ -1,5 +1,6 @@
 """What must hold whatever is learned: MoCo v3 and RePre on a tiny ViT."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -12,6 +13,7 @@ import pytest
 from tiny import (
   BATCH,
   FOLLOWS_BASE,
+  LEARNED,
   OUT,
   PATCH,
   SIDE,
@@ -19,6 +21,7 @@ from tiny import (
   TOTAL,
   WIDTH,
   arrays,
+  assert_close,
   assert_same_bits,
   assert_same_steps,
   cached_run,
@@ -30,12 +33,15 @@ from tiny import (
   start,
 )
 
+from pretrain.weighting import Fixed
 from training import optim, sharding
 from training.checkpoint import Checkpoints
 from training.loop import train
 from training.rng import drop_path_noise
 from training.state import named_leaves
 from training.warm_start import load_params
+
+LITERAL = fixed(LEARNED | dict(weighting='uncertainty'))
 
 # RePre is its base, where its branch weighs nothing.
 
@@ -83,14 +89,17 @@ def test_teacher_gets_no_gradient():
 
 def test_teacher_consists_of_encoder_and_projector():
   state = cached_run().like
-  assert set(state.method_state) == {'teacher'}
+  assert set(state.method_state) == {'teacher', 'weighting'}
   assert set(state.method_state['teacher']) == {'encoder', 'projector'}
   assert set(state.params) == {
     'encoder',
     'projector',
     'predictor',
     'decoder',
-    'weighting',
+  }
+  assert set(cached_run(repre=LITERAL).like.params['weighting']) == {
+    'contrast',
+    'pixels',
   }
 
 
@@ -225,7 +234,7 @@ def test_two_runs_take_the_same_steps_and_resuming_is_exact(straight, tmp_path):
 
 
 def weighting_rules():
-  run = cached_run()
+  run = cached_run(repre=LITERAL)
   return run.rules, run.method
 
 
@@ -237,9 +246,11 @@ def test_uncertainty_weights_settle_at_one_over_the_loss():
 
   def update(carry, step):
     params, state = carry
-    grads = jax.grad(lambda p: method.weighting(p['weighting'], losses)[0])(
-      params
-    )
+
+    def total(params):
+      return method.weighting(params['weighting'], {}, losses).total(losses)
+
+    grads = jax.grad(total)(params)
     updates, state = optimizer.update(grads, state, params, step=step)
     return (optax.apply_updates(params, updates), state), None
 
@@ -252,10 +263,12 @@ def test_uncertainty_weights_settle_at_one_over_the_loss():
   # came to 0.4987 and 19.995.
   assert weights['contrast'] == pytest.approx(1 / 2.0, rel=5e-3)
   assert weights['pixels'] == pytest.approx(1 / 0.05, rel=5e-3)
-  total, metrics = method.weighting(params['weighting'], losses)
-  assert metrics['weight_pixels'] == pytest.approx(weights['pixels'], rel=1e-5)
+  weighed = method.weighting(params['weighting'], {}, losses)
+  assert weighed.metrics['weight_pixels'] == pytest.approx(
+    weights['pixels'], rel=1e-5
+  )
   balance = 0.5 * (1 + math.log(2.0)) + 0.5 * (1 + math.log(0.05))
-  assert float(total) == pytest.approx(balance, abs=1e-4)
+  assert float(weighed.total(losses)) == pytest.approx(balance, abs=1e-4)
 
 
 def test_uncertainty_weights_do_not_decay():
@@ -273,7 +286,7 @@ def test_uncertainty_weights_do_not_decay():
 
 
 def test_uncertainty_weights_start_at_one_and_take_adams_steps():
-  first, second = follow(3)[:2]
+  first, second = follow(2, repre=LITERAL)
   assert first[1]['weight_contrast'] == first[1]['weight_pixels'] == 1
   losses = {n: first[1][f'loss_{n}'] for n in ('contrast', 'pixels')}
   assert first[1]['loss'] == pytest.approx(0.5 * sum(losses.values()), rel=1e-6)
@@ -285,6 +298,61 @@ def test_uncertainty_weights_start_at_one_and_take_adams_steps():
     assert first[0].params['weighting'][name] == pytest.approx(want, rel=1e-4)
     weight = second[1][f'weight_{name}']
     assert weight == pytest.approx(math.exp(-want), rel=1e-6)
+
+
+def test_balanced_weights_are_one_over_the_mean_of_each_loss():
+  """From the first step on, with no parameter and no rate."""
+  means = dict(contrast=0.0, pixels=0.0)
+  for n, (state, report) in enumerate(follow(3), start=1):
+    losses = {name: float(report[f'loss_{name}']) for name in means}
+    for name, loss in losses.items():
+      means[name] += (loss - means[name]) / n  # fewer steps than the window
+      assert report[f'weight_{name}'] == pytest.approx(
+        1 / means[name], rel=1e-5
+      )
+      assert report[f'optimum_{name}'] == pytest.approx(1 / loss, rel=1e-5)
+      kept = state.method_state['weighting'][name]
+      assert kept == pytest.approx(means[name], rel=1e-5)
+    assert state.method_state['weighting']['count'] == n
+    ratio = means['contrast'] / means['pixels']
+    want = losses['contrast'] + ratio * losses['pixels']
+    assert report['loss'] == pytest.approx(want, rel=1e-5)
+
+
+def test_balanced_weights_add_the_scaled_gradient_of_the_pixels():
+  """The contrast's gradient is that of the base alone; no weight adds any."""
+  method, state = cached_run().method, start()
+  x = jax.random.uniform(jax.random.key(1), (2, 4, 16, 16, 3))
+  views = dict(view1=x[0], view2=x[1])
+
+  @jax.jit
+  def slopes(params):
+    def part(params, weights):
+      changed = dataclasses.replace(
+        method,
+        weighting=Fixed(
+          dict(zip(('contrast', 'pixels'), weights, strict=True))
+        ),
+      )
+      rng = jax.random.key(0)
+      return changed.loss(params, state.method_state, views, rng, 0)[0]
+
+    def whole(params):
+      rng = jax.random.key(0)
+      return method.loss(params, state.method_state, views, rng, 0)
+
+    grads, aux = jax.grad(whole, has_aux=True)(params)
+    contrast = jax.grad(lambda p: part(p, (1.0, 0.0)))(params)
+    pixels = jax.grad(lambda p: part(p, (0.0, 1.0)))(params)
+    return grads, contrast, pixels, aux.metrics
+
+  grads, contrast, pixels, metrics = slopes(state.params)
+  ratio = metrics['weight_pixels'] / metrics['weight_contrast']
+  want = jax.tree.map(lambda c, p: np.array(c + ratio * p), contrast, pixels)
+  assert_close(
+    named_leaves(jax.tree.map(np.array, grads)), named_leaves(want), 1e-4
+  )
+  assert float(ratio) > 2
 
 
 # Precision.

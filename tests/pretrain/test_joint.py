@@ -22,17 +22,18 @@ from tiny import (
 from models.vit import ViT
 from pretrain.joint import Joint
 from pretrain.methods import make_method
+from pretrain.weighting import Fixed
 from training import optim
 from training.recipe import Recipe
 from training.schedules import constant
 from training.state import named_leaves
 
-BRANCH = dict(name='mae')
+BRANCH = dict(name='mae', weighting='balanced')
 BOTH = dict(masked=fixed(BRANCH), repre=fixed(LEARNED))
 
 
 def branch(**fields):
-  return fixed(BRANCH | fields)
+  return fixed(BRANCH | dict(weighting='fixed') | fields)
 
 
 @functools.cache
@@ -89,7 +90,6 @@ class TestTogether:
       'projector',
       'predictor',
       'decoder',  # RePre's
-      'weighting',
       'masked_decoder',
     }
     assert all((before[n] != after[n]).any() for n in before)
@@ -97,7 +97,11 @@ class TestTogether:
       assert report[name] > 0
     assert report['bad_steps'] == 0
     assert {'effective_rank', 'feature_std'} < report.keys()
-    assert set(state.method_state) == {'teacher'}
+    assert set(state.method_state) == {
+      'teacher',
+      'weighting',
+      'masked_weighting',
+    }
     assert set(state.method_state['teacher']) == {'encoder', 'projector'}
 
   def test_the_loss_is_the_sum_and_features_are_the_base_s(self):
@@ -105,7 +109,11 @@ class TestTogether:
     state = start(**BOTH)
     x = jax.random.uniform(jax.random.key(1), (2, 4, SIDE, SIDE, 3))
     views = dict(view1=x[0], view2=x[1])
-    weighed = Joint(base=method.base, masked=method.masked, weights=(2.0, 3.0))
+    weighed = Joint(
+      base=method.base,
+      masked=method.masked,
+      weighting=Fixed(dict(contrast=2.0, masked=3.0)),
+    )
 
     @jax.jit
     def losses(params, method_state):
@@ -123,6 +131,22 @@ class TestTogether:
     assert float(total) == pytest.approx(float(2 * base + 3 * masked), rel=1e-6)
     assert set(features) == {'view1', 'view2'}
     assert features['view1'].tokens.shape[1] == TOKENS  # nothing is hidden
+
+  def test_balanced_weights_are_one_over_the_mean_of_each_task_s_loss(self):
+    """All three count as much: contrast, RePre's pixels, MAE's pixels."""
+    names = dict(
+      contrast='loss_contrast', pixels='loss_pixels', masked='loss_masked'
+    )
+    means = dict.fromkeys(names, 0.0)
+    for n, (_, report) in enumerate(both(), start=1):
+      want = 0.0
+      for name, key in names.items():
+        means[name] += (float(report[key]) - means[name]) / n
+        assert report[f'weight_{name}'] == pytest.approx(
+          1 / means[name], rel=1e-5
+        )
+        want += means['contrast'] / means[name] * float(report[key])
+      assert report['loss'] == pytest.approx(want, rel=1e-5)
 
   def test_rules_cover_every_parameter_and_the_branches_come_first(self):
     run = cached_run(**BOTH, devices=2, chunks=2)

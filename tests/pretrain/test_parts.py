@@ -12,7 +12,12 @@ from models.masking import Mask
 from pretrain import branch, collapse, figures
 from pretrain.methods import from_config
 from pretrain.targets import Pixels
-from pretrain.weighting import Fixed, Uncertainty
+from pretrain.weighting import (
+  Balanced,
+  Fixed,
+  Uncertainty,
+  far_from_optimum,
+)
 from training.state import Figure
 
 
@@ -110,27 +115,94 @@ def test_branch_refuses_other_words():
 
 
 def test_fixed_weights():
-  weighting = Fixed({'contrast': 2.0, 'pixels': 0.5})
-  total, metrics = weighting({}, dict(contrast=3.0, pixels=4.0))
-  assert (total, metrics) == (8.0, {})
+  losses = dict(contrast=3.0, pixels=4.0)
+  weighed = Fixed({'contrast': 2.0, 'pixels': 0.5})({}, {}, losses)
+  assert (weighed.total(losses), weighed.metrics) == (8.0, {})
 
 
 def test_uncertainty_finds_the_inverse_of_each_loss():
   weighting = Uncertainty(('contrast', 'pixels'))
   losses = dict(contrast=jnp.array(2.0), pixels=jnp.array(0.05))
   s = weighting.init()
-  gradient = jax.jit(jax.grad(lambda s: weighting(s, losses)[0]))
+  gradient = jax.jit(jax.grad(lambda s: weighting(s, {}, losses).total(losses)))
   for _ in range(3000):
     s = jax.tree.map(lambda s, g: s - 0.02 * g, s, gradient(s))
-  _, metrics = weighting(s, losses)
+  metrics = weighting(s, {}, losses).metrics
   np.testing.assert_allclose(metrics['weight_contrast'], 0.5, rtol=1e-3)
   np.testing.assert_allclose(metrics['weight_pixels'], 20.0, rtol=1e-3)
 
 
 def test_uncertainty_value():
   weighting = Uncertainty(('a',), start=0.7)
-  total, _ = weighting(weighting.init(), {'a': 3.0})
+  losses = {'a': jnp.float32(3.0)}
+  total = weighting(weighting.init(), {}, losses).total(losses)
   np.testing.assert_allclose(total, 0.5 * (np.exp(-0.7) * 3 + 0.7), rtol=1e-6)
+
+
+def test_balanced_follows_losses_over_its_window():
+  """A plain mean at first, then one that forgets; 0 and negative are small."""
+  weighting = Balanced(('a', 'b'), window=4)
+  state = weighting.init_state()
+  rng = np.random.default_rng(0)
+  step = jax.jit(weighting)
+  mean = np.zeros(2)
+  for n, losses in enumerate(rng.uniform(0.5, 3.0, (12, 2)), start=1):
+    mean += (losses - mean) * max(1 / n, 1 / 4)
+    named = dict(a=jnp.float32(losses[0]), b=jnp.float32(losses[1]))
+    weighed = step({}, state, named)
+    state = weighed.state
+    got = [weighed.metrics['weight_a'], weighed.metrics['weight_b']]
+    np.testing.assert_allclose(got, 1 / mean, rtol=1e-5)
+    assert weighed.factors['a'] == 1
+    np.testing.assert_allclose(
+      weighed.total(named), losses[0] + mean[0] / mean[1] * losses[1], rtol=1e-5
+    )
+  for loss in (0.0, -1.0):
+    fresh = weighting.init_state()
+    weighed = step({}, fresh, dict(a=jnp.float32(2.0), b=jnp.float32(loss)))
+    assert float(weighed.metrics['weight_b']) == pytest.approx(1000)
+
+
+def test_balanced_weights_are_at_kendalls_minimum():
+  """The literal form's gradient in s is zero there."""
+  losses = dict(contrast=jnp.float32(2.8), pixels=jnp.float32(0.028))
+  weighting = Balanced(tuple(losses))
+  weights = weighting({}, weighting.init_state(), losses).metrics
+  s = {n: -jnp.log(weights[f'weight_{n}']) for n in losses}
+  literal = Uncertainty(tuple(losses))
+  slopes = jax.grad(lambda s: literal(s, {}, losses).total(losses))(s)
+  np.testing.assert_allclose(list(slopes.values()), 0, atol=1e-6)
+
+
+def test_weights_far_from_their_optimum_are_warned_of():
+  ended = dict(
+    weight_contrast=0.7,
+    optimum_contrast=0.36,
+    weight_pixels=1.6,
+    optimum_pixels=35.7,
+    weight_decay=1.0,
+  )
+  (line,) = far_from_optimum(ended)
+  assert line.startswith('weight_pixels ended at 1.6, its optimum is 35.7: set')
+  assert far_from_optimum(dict(ended, weight_pixels=30.0)) == []
+
+
+@pytest.mark.parametrize(
+  'fields, told',
+  [
+    (dict(weighting='fix'), "unknown method.repre.weighting 'fix'.*'fixed'"),
+    (dict(weights=(1.0,)), 'method.repre.weights are those of'),
+    (
+      dict(weights=(1.0, 100.0)),
+      "weighting='balanced' replaces: set config.method.repre.weighting=fixed",
+    ),
+  ],
+)
+def test_weights_that_would_have_no_effect(fields, told):
+  config = moby.get_config('swin_mini,photos,repre')
+  config.method.repre.update(fields)
+  with pytest.raises(ValueError, match=told):
+    from_config(config, channels=1, steps_per_epoch=2, total=4)
 
 
 @pytest.mark.parametrize('shape', [(64, 8), (8, 64)])
