@@ -96,7 +96,9 @@ def test_teacher_consists_of_encoder_and_projector():
     'projector',
     'predictor',
     'decoder',
+    'weighting',  # without a leaf, unless the weights are learned
   }
+  assert not state.params['weighting']
   assert set(cached_run(repre=LITERAL).like.params['weighting']) == {
     'contrast',
     'pixels',

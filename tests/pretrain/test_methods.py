@@ -135,10 +135,11 @@ def test_level_gradients_are_those_of_the_pixel_error():
   """Against moving each level that the decoder reads by a little."""
   added = dict(LEARNED, level_gradients=True, view='both')
   run = cached_run(method='simsiam', devices=1, repre=fixed(added))
-  params = start(method='simsiam', repre=fixed(LEARNED)).params
+  first = start(method='simsiam', repre=fixed(LEARNED))
+  params, state = first.params, first.method_state
   views = run.data.render(run.data.batch(0), jax.random.key(0))
   method = run.method
-  _, aux = jax.jit(method.loss)(params, {}, views, jax.random.key(0), 0)
+  _, aux = jax.jit(method.loss)(params, state, views, jax.random.key(0), 0)
   assert method.views == ('view1', 'view2')
   features, image = aux.features['view1'], aux.images['view1']
   for level in method.branch.levels:
@@ -169,7 +170,7 @@ def test_both_views_count_half_each():
 
   def pixels(run):
     rng = jax.random.key(0)
-    _, aux = run.method.loss(state.params, {}, views, rng, 0)
+    _, aux = run.method.loss(state.params, state.method_state, views, rng, 0)
     return float(aux.metrics['loss_pixels'])
 
   want = (pixels(first) + pixels(second)) / 2
