@@ -1,113 +1,58 @@
-"""Fields of a config that would otherwise fail late, or not at all."""
+"""Checks of a config before data are read, and where a config has teachers."""
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from input_pipeline import mode
 from input_pipeline.known import unknown
+from training.ranges import check_numbers
+from training.words import TASKS, check_words
 
 
-class Limit(NamedTuple):
-  """What a number has to be, in words and as a test."""
-
-  words: str
-  holds: Callable[[float], bool]
-
-
-AT_LEAST_1 = Limit('at least 1', lambda x: x >= 1)
-AT_LEAST_0 = Limit('at least 0', lambda x: x >= 0)
-ABOVE_0 = Limit('above 0', lambda x: x > 0)
-SHARE = Limit('within 0..1', lambda x: 0 <= x <= 1)
-PART = Limit('above 0 and at most 1', lambda x: 0 < x <= 1)
-BELOW_1 = Limit('at least 0 and below 1', lambda x: 0 <= x < 1)
-
-COMMON: Mapping[str, Limit] = {
-  'keep_checkpoints': AT_LEAST_1,
-  'nonfinite_limit': AT_LEAST_1,
-  'eval_every': AT_LEAST_0,
-  'checkpoint_every': AT_LEAST_0,
-  'check_images': AT_LEAST_0,
-  'watchdog': AT_LEAST_0,
-  'hang_limit': AT_LEAST_0,
-  'online_probe_lr': AT_LEAST_0,
-  'knn.k': AT_LEAST_1,
-  'knn.temperature': ABOVE_0,
-  'knn.batch_size': AT_LEAST_1,
-  'knn.bank_images': AT_LEAST_1,
-  'data.image_size': AT_LEAST_1,
-  'data.resident_size': AT_LEAST_1,
-  'data.channels': AT_LEAST_1,
-  'data.workers': AT_LEAST_1,
-  'data.eval_crop': PART,
-  'data.max_unreadable': SHARE,
-  'optim.base_lr': AT_LEAST_0,
-  'optim.per': AT_LEAST_1,
-  'optim.decay': AT_LEAST_0,
-  'optim.end_decay': AT_LEAST_0,
-  'optim.warmup_epochs': AT_LEAST_0,
-  'optim.warmup_lr': AT_LEAST_0,
-  'optim.end_lr': AT_LEAST_0,
-  'optim.milestones': PART,
-  'optim.step_factor': ABOVE_0,
-  'optim.clip': AT_LEAST_0,
-  'optim.hyper.b1': BELOW_1,
-  'optim.hyper.b2': BELOW_1,
-  'optim.hyper.eps': ABOVE_0,
-  'optim.hyper.momentum': BELOW_1,
-  'optim.hyper.trust': ABOVE_0,
-}
-
-
-def check_numbers(config: Any, limits: Mapping[str, Limit]) -> None:
-  """Whether the numbers of a config make sense.
-
-  Args:
-    config: a config.
-    limits: by field, with dots. Fields that are not there or None do not count,
-      of a tuple every number does.
-
-  Raises:
-    ValueError: names the first that does not.
-  """
-  for name, limit in limits.items():
-    value = _field(config, name)
-    if value is None:
-      continue
-    each = value if isinstance(value, Sequence) else (value,)
-    if not all(math.isfinite(x) and limit.holds(x) for x in each):
-      raise ValueError(f'config.{name}={value} must be {limit.words}')
-
-
-def _field(config: Any, name: str) -> Any:
-  for part in name.split('.'):
-    if part not in config:
-      return None
-    config = config[part]
-  return config
-
-
-def check_fields(config: Any, tasks: Collection[str]) -> None:
-  """Numbers and words of every job that would otherwise fail late.
+def check_fields(config: Any, tasks: Collection[str] = TASKS) -> None:
+  """Raises ValueError for a number or word of a config without sense.
 
   Args:
     config: see `configs/common.py`.
-    tasks: names of jobs.
-
-  Raises:
-    ValueError: names the field.
+    tasks: names of the jobs.
   """
-  check_numbers(config, COMMON)
-  words = {
-    'task': tasks,
-    'resume': ('auto', 'force'),
-    'data.mode': mode.MODES,
-    'knn.which': ('student', 'teacher'),
-  }
-  for name, known in words.items():
-    value = _field(config, name)
-    if value is not None and value not in known:
-      raise unknown(f'config.{name}', value, known)
+  if config.get('task') not in (None, *tasks):
+    raise unknown('config.task', config['task'], tasks)
+  check_words(config)
+  check_numbers(config)
+  _check_together(config)
+
+
+def _check_together(config: Any) -> None:
+  """Raises ValueError for numbers that do not make sense side by side."""
+  for name, view in (config.get('views') or {}).items():
+    strength = view.get('strength')
+    if strength and strength[3] > 0.5:
+      raise ValueError(
+        f'config.views.{name}.strength={strength}: the last, the hue, must be '
+        'within 0..0.5 turns'
+      )
+  method = config.get('method') or {}
+  warmup = method.get('warmup_teacher_temperature')
+  last = method.get('teacher_temperature')
+  if method.get('warmup_teacher_epochs') and warmup and last and warmup > last:
+    raise ValueError(
+      f'config.method.warmup_teacher_temperature={warmup} must not be above '
+      f'config.method.teacher_temperature={last}, to which it rises; or set '
+      'config.method.warmup_teacher_epochs=0'
+    )
+  repre, masked = method.get('repre'), method.get('masked')
+  if repre and repre.get('weighting') == 'fixed' and repre.get('weights'):
+    _need_a_weight('config.method.repre.weights', repre['weights'])
+  if masked:
+    both = masked.get('weight', 1), masked.get('contrast_weight', 1)
+    _need_a_weight('config.method.masked.weight and contrast_weight', both)
+
+
+def _need_a_weight(name: str, weights: tuple[float, ...]) -> None:
+  if not any(weights):
+    raise ValueError(
+      f'{name}: all are 0, so nothing is learned; set one above 0'
+    )
 
 
 def teachers_in(method: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

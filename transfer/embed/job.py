@@ -6,13 +6,11 @@ from typing import Any
 from etils import epath
 
 from training import distributed, process, storage
-from training.fields import AT_LEAST_1, check_numbers
+from training.fields import check_fields
 from transfer.embed.files import WRITERS
 from transfer.job import Job, run_job
 from transfer.parts import Parts, keep_features
 
-LIMITS = {'features.blocks': AT_LEAST_1, 'embed.per_part': AT_LEAST_1}
-DTYPES = ('float32', 'float16')
 NAMED = 20  # images that cannot be read, in the summary
 
 
@@ -40,14 +38,7 @@ def embed(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def _check(config: Any) -> None:
-  words = dict(format=tuple(WRITERS), dtype=DTYPES)
-  for name, known in words.items():
-    value = config.embed[name]
-    if value not in known:
-      raise ValueError(
-        f'config.embed.{name}={value!r} must be one of {", ".join(known)}'
-      )
-  check_numbers(config, LIMITS)
+  check_fields(config)
   if config.embed.format == 'parquet' and not process.installed('pyarrow'):
     raise ValueError(
       "config.embed.format='parquet' needs pyarrow: pip install pyarrow, or "

@@ -13,22 +13,13 @@ from absl import logging
 from etils import epath
 
 from training import distributed
-from training.fields import ABOVE_0, AT_LEAST_1, PART, check_numbers
-from transfer.fewshot.solvers import SCALINGS, logistic, ridge, scale
+from training.fields import check_fields
+from transfer.fewshot.solvers import logistic, ridge, scale
 from transfer.fewshot.subsets import Subset, draw_subsets, listed_subset
 from transfer.job import Job, need_labels, run_job
 from transfer.knn.vote import ranks
 from transfer.parts import keep_features
 
-LIMITS = {
-  'features.blocks': AT_LEAST_1,
-  'fewshot.shares': PART,
-  'fewshot.shots': AT_LEAST_1,
-  'fewshot.draws': AT_LEAST_1,
-  'fewshot.logistic': ABOVE_0,
-  'fewshot.ridge': ABOVE_0,
-  'fewshot.iterations': AT_LEAST_1,
-}
 PER_PART = 50_000  # images per file of kept features
 
 
@@ -52,12 +43,7 @@ def fewshot(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
       `draw_subsets`, `listed_subset`.
   """
   options = config.fewshot
-  if options.scale not in SCALINGS:
-    raise ValueError(
-      f'config.fewshot.scale={options.scale!r} must be one of '
-      f'{", ".join(SCALINGS)}'
-    )
-  check_numbers(config, LIMITS)
+  check_fields(config)
   if not options.logistic and not options.ridge:
     raise ValueError(
       'config.fewshot needs penalties for logistic, ridge or both'

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-SCALINGS = ('unit', 'standardize', 'none')
-
 
 def scale(
   train: np.ndarray, test: np.ndarray, how: str

@@ -7,42 +7,14 @@ import jax
 import ml_collections
 from etils import epath
 
-from input_pipeline.known import unknown
-from input_pipeline.rand_augment import RESAMPLES
 from training import loop, sharding
-from training.fields import (
-  AT_LEAST_0,
-  AT_LEAST_1,
-  BELOW_1,
-  PART,
-  SHARE,
-  Limit,
-  check_numbers,
-)
+from training.fields import check_fields
 from training.recipe import make_recipe
 from transfer.accuracy import Accuracy, classify
 from transfer.finetune.classifier import Classifier
 from transfer.finetune.views import make_augment
 from transfer.job import Job, need_labels, need_measuring, open_job, train_job
 from transfer.probe.heads import VIEW
-
-LIMITS = {
-  'average': BELOW_1,
-  'layer_decay': PART,
-  'drop_path': BELOW_1,
-  'head.std': AT_LEAST_0,
-  'augment.rand_magnitude': Limit('within 0..10', lambda x: 0 <= x <= 10),
-  'augment.rand_ops': AT_LEAST_1,
-  'augment.rand_std': AT_LEAST_0,
-  'augment.rand_probability': SHARE,
-  'augment.repeats': AT_LEAST_1,
-  'augment.erasing': SHARE,
-  'augment.mixup': AT_LEAST_0,
-  'augment.cutmix': AT_LEAST_0,
-  'augment.switch': SHARE,
-  'augment.mix_probability': SHARE,
-  'augment.smoothing': BELOW_1,
-}
 
 
 def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
@@ -105,9 +77,7 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
 
 def _check(config: Any) -> None:
   """Numbers that would fail late, or not at all; ValueError."""
-  check_numbers(config, LIMITS)
-  if (resample := config.augment.rand_resample) not in RESAMPLES:
-    raise unknown('config.augment.rand_resample', resample, RESAMPLES)
+  check_fields(config)
   mixes = config.augment.mixup or config.augment.cutmix
   if mixes and config.batch_size % 2:
     raise ValueError(

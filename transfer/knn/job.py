@@ -9,18 +9,12 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from training.fields import ABOVE_0, AT_LEAST_1, check_numbers
+from training.fields import check_fields
 from transfer.extract import Extractor
 from transfer.frozen import features, pooled
 from transfer.job import Job, need_labels, run_job
 from transfer.knn.online import BASELINE_SIZE
 from transfer.knn.vote import Neighbors, raw_pixels, vote
-
-LIMITS = {
-  'features.blocks': AT_LEAST_1,
-  'neighbors.k': AT_LEAST_1,
-  'neighbors.temperature': ABOVE_0,
-}
 
 
 def knn(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
@@ -41,9 +35,7 @@ def knn(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   Raises:
     ValueError: numbers out of range, or see `need_labels`.
   """
-  check_numbers(config, LIMITS)
-  if not config.neighbors.k:
-    raise ValueError('config.neighbors.k is empty; give one number at least')
+  check_fields(config)
   return run_job(config, workdir, _measure)
 
 

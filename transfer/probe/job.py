@@ -9,13 +9,7 @@ from etils import epath
 
 from training import distributed, loop, sharding
 from training.checkpoint import Checkpoints
-from training.fields import (
-  ABOVE_0,
-  AT_LEAST_0,
-  AT_LEAST_1,
-  BELOW_1,
-  check_numbers,
-)
+from training.fields import check_fields
 from training.metrics import write_json
 from training.recipe import make_recipe
 from training.schedules import constant
@@ -26,13 +20,6 @@ from transfer.probe.cached import CachedExtractor
 from transfer.probe.heads import VIEW, LinearProbes, Probe
 from transfer.probe.kept import kept_data
 
-LIMITS = {
-  'probe.blocks': AT_LEAST_1,
-  'probe.lrs': ABOVE_0,
-  'probe.init_std': AT_LEAST_0,
-  'probe.smoothing': BELOW_1,
-  'probe.drop_path': BELOW_1,
-}
 SHOWN = 5  # of the grid, on the screen
 
 
@@ -52,7 +39,7 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   """
   began = time.time()
   need_measuring(config)
-  check_numbers(config, LIMITS)
+  check_fields(config)
   job = open_job(config, workdir)
   need_labels(job)
   if Checkpoints(job.workdir).steps():  # told before features are computed

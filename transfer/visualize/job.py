@@ -9,7 +9,7 @@ from input_pipeline.known import unknown
 from training import distributed, storage
 from training import workdir as workdirs
 from training.checkpoint import Checkpoints
-from training.fields import AT_LEAST_1, PART, check_numbers
+from training.fields import check_fields
 from training.metrics import write_json
 from transfer.backbone import load_backbone
 from transfer.job import Job, run_job
@@ -23,19 +23,6 @@ from transfer.visualize.pictures import (
   listed,
 )
 from transfer.visualize.subject import Subject
-
-LIMITS = dict.fromkeys(
-  (
-    'images',
-    'points',
-    'classes',
-    'heads',
-    'depth_images',
-    'neighbors',
-    'bank_images',
-  ),
-  AT_LEAST_1,
-) | {'mass': PART}
 
 
 def visualize(
@@ -61,9 +48,7 @@ def visualize(
       checkpoint nor runs.
   """
   words = chosen(config.pictures)
-  check_numbers(config, LIMITS)
-  if not config.blocks:
-    raise ValueError('config.blocks is empty; (-1,) is the last one')
+  check_fields(config)
   if config.checkpoint:
     work = functools.partial(_of_checkpoint, words, figures_of)
     return run_job(config, workdir, work)
