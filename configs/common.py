@@ -144,10 +144,10 @@ def parse(
 
   Raises:
     ValueError: a word that is none of these, with the nearest known one, or
-      several that name data.
+      several that name data or encoders.
   """
   words = dict(encoder=encoder, data=data, **dict.fromkeys(flags, False))
-  named = []
+  named, encoders = [], []
   for word in filter(None, (arg or '').split(',')):
     if word in DATA:
       words['data'] = word
@@ -158,22 +158,27 @@ def parse(
       word in COMPLETE or re.fullmatch(rf'({"|".join(VITS)})[1-9]\d*', word)
     ):
       words['encoder'] = word
+      encoders.append(word)
     else:
-      encoders = [*(f'{e}16' for e in VITS), *COMPLETE] if encoder else []
-      known = [*DATA, *flags, *encoders]
-      near = difflib.get_close_matches(word, known, n=1, cutoff=0)[0]
-      told = (
-        f'encoders {", ".join(VITS)} followed by the patch size, and '
-        f'{", ".join(COMPLETE)}; '
-      )
-      raise ValueError(
-        f'unknown config word {word!r}; did you mean {near!r}? Known: data '
-        f'{", ".join(DATA)}; {told if encoder else ""}flags '
-        f'{", ".join(flags) or "none"}{"" if encoder else CHECKPOINT}'
-      )
-  if len(set(named)) > 1:
-    raise ValueError(f'several data words: {", ".join(named)}; give one')
+      raise _unknown(word, flags, encoders=bool(encoder))
+  for kind, given in (('data', named), ('encoder', encoders)):
+    if len(set(given)) > 1:
+      raise ValueError(f'several {kind} words: {", ".join(given)}; give one')
   return ml_collections.ConfigDict(words)
+
+
+def _unknown(word: str, flags: tuple[str, ...], *, encoders: bool) -> Exception:
+  """The error for an unknown word, with the nearest known one if it is near."""
+  names = f'{", ".join(VITS)} followed by the patch size, {", ".join(COMPLETE)}'
+  usual = (*(f'{vit}16' for vit in VITS), *COMPLETE) if encoders else ()
+  known = (*DATA, *flags, *usual)
+  near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+  return ValueError(
+    f'unknown config word {word!r}'
+    f'{f"; did you mean {near[0]!r}?" if near else "."} Known: '
+    f'data {", ".join(DATA)}; {f"encoders {names}; " if encoders else ""}'
+    f'flags {", ".join(flags) or "none"}{"" if encoders else CHECKPOINT}'
+  )
 
 
 def family(word: str) -> str:

@@ -75,9 +75,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # 32-px images: few crops, few outputs.
     config.method.local_crops = 4
     size = config.data.image_size // 2
-  for word, crops in CROPS.items():
-    if words[word]:
-      config.method.local_crops = crops
+  asked = [word for word in CROPS if words[word]]
+  if len(asked) > 1:
+    raise ValueError(f'several numbers of crops: {", ".join(asked)}; give one')
+  if asked:
+    config.method.local_crops = CROPS[asked[0]]
   config.views = views.dino_views(config.method.local_crops, size=size)
   if not config.method.local_crops:  # the authors' advice for two crops alone
     for view in config.views.values():

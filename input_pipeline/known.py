@@ -22,9 +22,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-  """'; did you mean ...?' where a known word is near, else ''."""
+  """'; did you mean ...?' where a known word is near, else a full stop."""
   near = nearest(word, known)
-  return '' if near is None else f'; did you mean {near!r}?'
+  return '.' if near is None else f'; did you mean {near!r}?'
 
 
 def unknown(what: str, word: str, known: Iterable[str]) -> ValueError:
@@ -36,7 +36,6 @@ def unknown(what: str, word: str, known: Iterable[str]) -> ValueError:
     known: the known words.
   """
   known = tuple(known)
-  near = hint(word, known) or ';'
-  names = ', '.join(known)
-  listed = f'Known: {names}' if near.endswith('?') else f'known: {names}'
-  return ValueError(f'unknown {what} {word!r}{near} {listed}')
+  return ValueError(
+    f'unknown {what} {word!r}{hint(word, known)} Known: {", ".join(known)}'
+  )

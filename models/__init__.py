@@ -49,9 +49,10 @@ def make_encoder(word: str, **fields) -> nn.Module:
   if match is None or match[1] not in PATCHED:
     usual = [f'{name}{p}' for name in PATCHED for p in USUAL_PATCHES]
     usual += COMPLETE
-    nearest = difflib.get_close_matches(word, usual, n=1, cutoff=0)[0]
+    near = difflib.get_close_matches(word.lower(), usual, n=1, cutoff=0.6)
+    hint = f'; did you mean {near[0]!r}?' if near else '.'
     raise ValueError(
-      f'unknown encoder {word!r}; did you mean {nearest!r}? Known: '
+      f'unknown encoder {word!r}{hint} Known: '
       f'{", ".join(PATCHED)}, each followed by the patch size, and '
       f'{", ".join(COMPLETE)}'
     )

@@ -302,7 +302,7 @@ def test_a_wrong_word_is_refused(name):
   with pytest.raises(ValueError) as error:
     check_fields(config)
   line = str(error.value)
-  assert line.startswith('unknown config.') and "'qqqqqq'; known: " in line
+  assert line.startswith('unknown config.') and "'qqqqqq'. Known: " in line
 
 
 def test_a_near_word_is_suggested():
