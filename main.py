@@ -38,6 +38,7 @@ from pretrain.run_figures import run_figures
 from pretrain.weighting import far_from_optimum
 from training import (
   cluster,
+  command_line,
   distributed,
   loop,
   process,
@@ -274,6 +275,7 @@ def run() -> int:
   logging.set_verbosity(logging.WARNING)
   app.define_help_flags()
   try:
+    command_line.check(sys.argv)
     main(flags.FLAGS(sys.argv))
   except signals.Stopped as stopped:
     print(stopped, file=sys.stderr)
