@@ -7,11 +7,17 @@ finished; 75: stopped by a signal after saving, start me again; anything else
 is an error, told in one line above its traceback.
 """
 
+import sys
+
+from training import describe
+
+if __name__ == '__main__':  # before the imports below, which take seconds
+  describe.leave_if_asked(sys.argv)
+
 import contextlib
 import functools
 import json
 import os
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -275,6 +281,8 @@ def run() -> int:
   logging.set_verbosity(logging.WARNING)
   app.define_help_flags()
   try:
+    if describe.answer(sys.argv):
+      return 0
     command_line.check(sys.argv)
     main(flags.FLAGS(sys.argv))
   except signals.Stopped as stopped:

@@ -64,8 +64,9 @@ def options(argv: Sequence[str]) -> Iterator[Option]:
       elif equals:
         yield Option(name, value, word)
       else:
-        following = argv[i + 1 : i + 2]
-        yield Option(name, following[0] if following else None, word)
+        following = next(iter(argv[i + 1 : i + 2]), '--')
+        value = None if following.startswith('--') else following
+        yield Option(name, value, word)
 
 
 def config_option(argv: Sequence[str]) -> Option | None:
