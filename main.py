@@ -16,8 +16,6 @@ if __name__ == '__main__':  # before the imports below, which take seconds
 
 import contextlib
 import functools
-import json
-import os
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +23,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags, logging
-from etils import epath
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
@@ -48,6 +45,7 @@ from training import (
   distributed,
   loop,
   process,
+  screen,
   sharding,
   signals,
   storage,
@@ -63,8 +61,9 @@ from transfer.extract import Extractor
 from transfer.fewshot.job import fewshot
 from transfer.finetune.job import finetune
 from transfer.knn.job import knn
-from transfer.knn.online import online_knn, scores_line
+from transfer.knn.online import online_knn
 from transfer.probe.job import linear_probe
+from transfer.results import ending
 from transfer.start import starting_point
 from transfer.teachers import load_teachers
 from transfer.visualize.job import visualize
@@ -150,8 +149,8 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
       watch=functools.partial(warnings, Unreadable(config, len(train))),
       data_fingerprint=known_by,
     )
-  if jax.process_index() == 0:
-    tell(summary, epath.Path(workdir))
+  for warning in far_from_optimum(summary):
+    screen.note(f'WARNING: {warning}')
   return summary
 
 
@@ -236,25 +235,6 @@ def figure_images(config: Any, source: Source, channels: int) -> np.ndarray:
   return images.astype(np.float32) / 255
 
 
-def tell(summary: Mapping[str, float], workdir: epath.Path) -> None:
-  """What a person wants to know at the end, on stderr."""
-  if scores := scores_line(summary):
-    print(f'\n{scores}', file=sys.stderr)
-  for warning in far_from_optimum(summary):
-    print(f'warning: {warning}', file=sys.stderr)
-  pictures = sorted((workdir / 'images').glob('*.png'))
-  if pictures:
-    print(f'picture: {pictures[-1]}', file=sys.stderr)
-  python = os.path.relpath(sys.executable)
-  print(
-    f'curves: {workdir}/metrics.jsonl, or tensorboard --logdir={workdir}\n'
-    f'your own images: {python} main.py '
-    '--config=configs/moco_v3.py:vit_s16,folder,repre '
-    '--config.data.data_dir=FOLDER --workdir=runs/mine (see README.md)',
-    file=sys.stderr,
-  )
-
-
 def main(argv: list[str]) -> None:
   """Runs the task that the config names."""
   if len(argv) > 1:
@@ -273,12 +253,13 @@ def main(argv: list[str]) -> None:
         print(table, file=sys.stderr)
     summary = TASKS[config.task](config, WORKDIR.value)
     if jax.process_index() == 0:
-      print(json.dumps(summary, indent=2, sort_keys=True))
+      screen.say(ending(config, summary, WORKDIR.value))
 
 
 def run() -> int:
   """`main` with its exit code: errors in one line above the traceback."""
   logging.set_verbosity(logging.WARNING)
+  screen.set_up()
   app.define_help_flags()
   try:
     if describe.answer(sys.argv):

@@ -5,12 +5,12 @@ import dataclasses
 import os
 
 import numpy as np
-import tqdm
 from absl import logging
 
 from input_pipeline import cache
 from input_pipeline.arrays import Arrays, fit
 from input_pipeline.decode import UnreadableError, decode
+from input_pipeline.progress import progress_bar
 from input_pipeline.source import Source
 
 _CHUNK = 32  # images that a thread decodes at a time
@@ -139,7 +139,7 @@ def _decode_all(
     return stop - start
 
   pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count() or 1)
-  with tqdm.tqdm(desc=f'decoding {source.name}', total=len(source)) as progress:
+  with progress_bar(f'decoding {source.name}', len(source)) as progress:
     try:
       for count in pool.map(fill, range(0, len(source), _CHUNK)):
         progress.update(count)

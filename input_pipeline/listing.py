@@ -15,13 +15,13 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
-import tqdm
 from absl import logging
 from etils import epath
 
 from input_pipeline import cache
 from input_pipeline.decode import EXTENSIONS
 from input_pipeline.names import Listing, Names, shown
+from input_pipeline.progress import progress_bar
 
 IMAGES = tuple(os.fsencode(extension) for extension in EXTENSIONS)
 _FORMAT = f'2 {EXTENSIONS}'  # of the cached lists
@@ -168,8 +168,8 @@ class _Walk:
     # Sorting each folder with '/' behind the names of its folders sorts the
     # paths as a whole, and only one folder has to be held as a list.
     stack = [iter(self._list(b''))]
-    with tqdm.tqdm(
-      desc=f'listing {shown(self._root)}', unit=' files', delay=2
+    with progress_bar(
+      f'listing {shown(self._root)}', unit='files', delay=2
     ) as progress:
       while stack:
         count = 0
@@ -253,7 +253,7 @@ class RemoteWalk:
     found = []
     with (
       concurrent.futures.ThreadPoolExecutor(_REMOTE_CALLS) as pool,
-      tqdm.tqdm(desc=f'listing {self._root}', unit=' files', delay=2) as bar,
+      progress_bar(f'listing {self._root}', unit='files', delay=2) as bar,
     ):
       level = ['']
       while level:

@@ -11,6 +11,7 @@ import tqdm
 from absl import logging
 
 from input_pipeline.listing import Kinds, is_hidden, is_image
+from input_pipeline.progress import progress_bar
 
 # How a member is stored: as in zip files, with two of our own.
 STORED, DEFLATED, TAR, ENCRYPTED = 0, 8, -1, -2
@@ -75,7 +76,13 @@ def zip_members(file, found: Members) -> None:
   content, shift, count = _central_directory(file)
   at = 0
   try:
-    for _ in tqdm.trange(count, desc='reading the index of the .zip', delay=2):
+    for _ in tqdm.trange(
+      count,
+      desc='reading the index of the .zip',
+      delay=2,
+      leave=False,
+      disable=None,
+    ):
       if content[at : at + 4] != b'PK\1\2':
         raise DamagedError('the index of the .zip is damaged')
       fields = struct.unpack_from('<2B5HL2L5H2L', content, at + 4)
@@ -158,7 +165,7 @@ def tar_members(file, found: Members) -> None:
     with (
       file.open() as handle,
       tarfile.open(fileobj=handle, mode='r:') as tar,
-      tqdm.tqdm(desc='reading the .tar', unit=' files', delay=2) as progress,
+      progress_bar('reading the .tar', unit='files', delay=2) as progress,
     ):
       while (info := tar.next()) is not None:
         tar.members.clear()  # it would keep them all

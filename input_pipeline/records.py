@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import tqdm
 from etils import epath
 
 from input_pipeline import cache
 from input_pipeline.listing import is_remote
+from input_pipeline.progress import progress_bar
 
 _THREADS = 16
 
@@ -98,10 +98,10 @@ def _load_places(shards: dict[str, int], name: str) -> dict[str, np.ndarray]:
     kept = cache.read_arrays(kept_at, ('places',))
     if kept is None:
       found = pool.map(_follow, shards, sizes, shards.values())
-      progress = tqdm.tqdm(
-        found, desc=f'indexing {name}', total=len(shards), unit=' files'
-      )
-      places = np.concatenate(list(progress))
+      with progress_bar(
+        f'indexing {name}', len(shards), unit='files', iterable=found
+      ) as progress:
+        places = np.concatenate(list(progress))
       cache.write_arrays(kept_at, places=places)
     else:
       places = kept['places']

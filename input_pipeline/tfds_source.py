@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 from absl import logging
 from etils import epath
 
 from input_pipeline import cache
+from input_pipeline.progress import progress_bar
 from input_pipeline.records import TfRecords
 
 _THREADS = 16
@@ -155,7 +155,7 @@ class TfdsImages:
 
     with (
       concurrent.futures.ThreadPoolExecutor(_THREADS) as pool,
-      tqdm.tqdm(desc=f'labels of {self.name}', total=len(self)) as progress,
+      progress_bar(f'labels of {self.name}', len(self)) as progress,
     ):
       for count in pool.map(read, range(0, len(self), _CHUNK)):
         progress.update(count)

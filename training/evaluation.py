@@ -78,6 +78,7 @@ class Evaluation:
     self._every, self._reporter = config.eval_every, reporter
     self._leave, self._watchdog = leave, watchdog
     self._evaluators, self._draw = evaluators, draw
+    self._begun = False  # the first one compiles
 
   def due(self, step: int, total: int) -> bool:
     """At step 0, every `eval_every` steps and at the end, once each."""
@@ -107,6 +108,9 @@ class Evaluation:
     """
     found = {}
     on, first = f'evaluation at step {step}', COMPILING
+    if not self._begun:
+      self._reporter.say(f'{on}: compiling and measuring ...')
+      self._begun = True
     for evaluator in self._evaluators:
       evaluator.start(step)
       for batch in evaluator.batches():

@@ -149,6 +149,8 @@ def _plain(history) -> list[dict[str, float]]:
 def _steps(run, state, start, total, reporter, history, guard):
   """Yields (steps done, state); adds each step's metrics to `history`."""
   began = time.time()
+  if start < total:
+    reporter.say('compiling the training step: seconds to minutes ...')
   for step in range(start, total):
     first = step == start  # compiles
     guard.working(
@@ -162,12 +164,13 @@ def _steps(run, state, start, total, reporter, history, guard):
     # there is nothing to gain, and programs over several fake devices could
     # starve each other of threads.
     ahead = 1 if jax.default_backend() == 'cpu' else 3
-    jax.block_until_ready(history[max(0, len(history) - ahead)]['loss'])
+    ready = history[max(0, len(history) - ahead)]['loss']
+    jax.block_until_ready(ready)
     if first:  # compilation is not speed
       jax.block_until_ready(report)
       reporter.say(f'first step after {time.time() - began:.1f} s')
-      reporter.speed(step + 1)
-    reporter.step(step + 1)
+      reporter.restart(step + 1)
+    reporter.step(step + 1, ready)
     yield step + 1, state
 
 
@@ -180,7 +183,9 @@ def _where(start: int, total: int, workdir: epath.Path) -> str:
     return f'{workdir}: already at its last step {total}'
   if start:
     return f'{workdir}: continuing at step {start} of {total}'
-  return f'{workdir}: {total} steps on {jax.device_count()} devices'
+  devices = jax.device_count()
+  plural = '' if devices == 1 else 's'
+  return f'{workdir}: {total} steps on {devices} device{plural}'
 
 
 def _report(run, workdir, reporter, done, history, watch) -> None:
@@ -203,7 +208,7 @@ def _report(run, workdir, reporter, done, history, watch) -> None:
   scalars |= dict(lr=run.rate(done - 1), **reporter.speed(done))
   reporter.write(done, scalars)
   for warning in watch(scalars):
-    reporter.say(f'warning: step {done}: {warning}')
+    reporter.say(f'WARNING: step {done}: {warning}')
   worst = max(int(row['bad_steps']) for row in rows)
   if limit and worst >= limit:
     raise NonFiniteError(
@@ -212,7 +217,7 @@ def _report(run, workdir, reporter, done, history, watch) -> None:
       'config.optim.base_lr or use config.dtype=float32'
     )
   if bad:
-    reporter.say(f'warning: step {done}: {len(bad)} non-finite steps skipped')
+    reporter.say(f'WARNING: step {done}: {len(bad)} non-finite steps skipped')
 
 
 def _finish(workdir, reporter, seconds: float, total) -> dict[str, float]:

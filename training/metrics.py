@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from absl import logging
 from etils import epath
-from tqdm import auto as tqdm
 
-from training import storage, tensorboard
+from training import screen, storage, tensorboard
+
+REFRESH_SECONDS = 0.2  # between two values on the progress bar
 
 
 def write_json(path: epath.Path, data: Any) -> None:
@@ -96,7 +98,8 @@ class Reporter:
     self._total = total
     self._batch_size = batch_size
     self._bar = self._events = None
-    self._timed_step, self._timed_at, self._pause = start, time.time(), 0.0
+    self._pace, self._shown_at = None, 0.0
+    self.restart(start)
     if self.lead:
       self._events = tensorboard.Events(workdir, start=start)
       # A report of step s covers the steps before it, a note is of step s.
@@ -110,19 +113,33 @@ class Reporter:
         self._bar = tqdm.tqdm(
           initial=start,
           total=total,
-          unit='images',
-          unit_scale=batch_size,
+          bar_format='{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps'
+          '{postfix}',
           dynamic_ncols=True,
+          file=sys.stderr,
         )
 
   def rows(self) -> list[dict[str, Any]]:
     """All reports so far, on process 0."""
     return self._rows.all()
 
-  def step(self, step: int) -> None:
-    """Moves the progress bar."""
-    if self._bar is not None:
-      self._bar.update(step - self._bar.n)
+  def step(self, step: int, loss: jax.Array | None = None) -> None:
+    """Moves the progress bar.
+
+    Args:
+      step: steps done.
+      loss: of a step that has ended, so that nothing waits for it.
+    """
+    if self._bar is None:
+      return
+    now = time.time()
+    if now - self._shown_at > REFRESH_SECONDS or step == self._total:
+      self._shown_at = now
+      words = [] if loss is None else [f'loss {float(loss):.4g}']
+      if (left := self.left(step)) is not None:
+        words.append(f'{screen.duration(left)} left')
+      self._bar.set_postfix_str(', '.join(words), refresh=False)
+    self._bar.update(step - self._bar.n)
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -131,19 +148,38 @@ class Reporter:
     yield
     self._pause += time.time() - began
 
+  def restart(self, step: int) -> None:
+    """Times the steps after this one: those before it compiled."""
+    self._timed_step, self._timed_at, self._pause = step, time.time(), 0.0
+
+  def _pace_since(self, step: int) -> float | None:
+    """Seconds per step since the last report or restart, without pauses."""
+    steps = step - self._timed_step
+    if steps < 1:
+      return None
+    return max(time.time() - self._timed_at - self._pause, 1e-9) / steps
+
+  def left(self, step: int) -> float | None:
+    """Seconds to the end by the pace of the last report.
+
+    Neither compilation nor evaluations nor checkpoints count; None where no
+    step was timed yet.
+    """
+    pace = self._pace or self._pace_since(step)
+    return None if pace is None else (self._total - step) * pace
+
   def speed(self, step: int) -> dict[str, float]:
     """Images per second and seconds per step since the last call.
 
     Empty where no step was timed: right after the first, which compiles.
     """
-    now, steps = time.time(), step - self._timed_step
-    seconds = max(now - self._timed_at - self._pause, 1e-9)
-    self._timed_step, self._timed_at, self._pause = step, now, 0.0
-    if not steps:
+    pace = self._pace_since(step)
+    self.restart(step)
+    if pace is None:
       return {}
+    self._pace = pace
     return dict(
-      images_per_second=steps * self._batch_size / seconds,
-      seconds_per_step=seconds / steps,
+      images_per_second=self._batch_size / pace, seconds_per_step=pace
     )
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -156,7 +192,8 @@ class Reporter:
     row = {k: v if np.isfinite(v) else None for k, v in scalars.items()}
     self._rows.add(dict(step=step, **row))
     self._events.scalars(step, scalars)
-    self.say(self._line(step, scalars))
+    left = self.left(step) if 'seconds_per_step' in scalars else None
+    self.say(screen.report_line(step, self._total, scalars, left))
 
   def note(self, row: Mapping[str, Any]) -> None:
     """A line in nonfinite.jsonl."""
@@ -177,26 +214,7 @@ class Reporter:
 
   def say(self, text: str) -> None:
     """A line that does not tear the progress bar."""
-    if self._bar is not None:
-      self._bar.write(text, file=sys.stderr)
-    elif self.lead:
-      print(text, file=sys.stderr, flush=True)
-
-  def _line(self, step: int, scalars: Mapping[str, float]) -> str:
-    words = [f'step {step}/{self._total}']
-    seconds = scalars.get('seconds_per_step')
-    if seconds is not None:
-      left = int((self._total - step) * seconds)
-      words.append(f'{scalars["images_per_second"]:.0f} images/s')
-      words.append(f'{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left')
-    hidden = ('images_per_second', 'seconds_per_step')
-    # A name with a slash is one of many of a kind.
-    words += [
-      f'{k} {v:.4g}'
-      for k, v in scalars.items()
-      if k not in hidden and '/' not in k
-    ]
-    return ' | '.join(words)
+    screen.say(text)
 
   def close(self) -> None:
     """Ends the bar and writes what is left."""

@@ -10,6 +10,7 @@ import optax
 
 from training import optim, sharding
 from training.checkpoint import check_same_leaves
+from training.overview import overview
 from training.protocols import Data, Method
 from training.rng import named_key, step_key
 from training.state import TrainState, named_leaves
@@ -187,14 +188,6 @@ class Run:
     return float(np.max(lr(step) if callable(lr) else lr))
 
   def overview(self) -> str:
-    """One line per optimiser group: pattern, parameters, what happens."""
-    lines = []
-    for i, (pattern, rule) in enumerate(self.rules):
-      size = sum(
-        leaf.size
-        for name, leaf in named_leaves(self.like.params).items()
-        if self.groups[name] == i
-      )
-      frozen = 'frozen' if rule.trainable_from == optim.NEVER else 'trained'
-      lines.append(f'  {pattern}: {size:,} parameters, {frozen}')
-    return '\n'.join(lines)
+    """The optimiser groups in words, see `overview.overview`."""
+    sizes = {n: leaf.size for n, leaf in named_leaves(self.like.params).items()}
+    return overview(sizes, self.groups, self.rules)

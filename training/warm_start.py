@@ -1,6 +1,6 @@
 """Starting from the parameters of another run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from training import distributed, storage, verified
+from training import distributed, screen, storage, verified
 from training.checkpoint import CheckpointError, Checkpoints, check_same_leaves
 from training.state import named_leaves, path_name
 
@@ -87,7 +87,7 @@ def matching(
   """What of a run's parameters another method can start from.
 
   The encoder must fit as a whole; heads, decoders and a mask token are taken
-  where name and shape agree, and what is not taken is logged.
+  where name and shape agree, and what is not taken is reported.
 
   Args:
     found: {parameter path: array} of the other run.
@@ -123,14 +123,20 @@ def matching(
   }
   fresh = sorted(wanted.keys() - taken.keys())
   unused = sorted(found.keys() - taken.keys())
-  logging.warning(
-    '%s: %d parameters taken; starting fresh: %s; not used: %s',
-    what,
-    len(taken),
-    verified.some(fresh),
-    verified.some(unused),
-  )
+  lines = [f'start: {len(taken)} of {len(found)} arrays of {what}']
+  for words, names in (('start fresh', fresh), ('not used', unused)):
+    if names:
+      lines.append(f'  {words}: {_by_part(names)}')
+  screen.say('\n'.join(lines))
   return taken
+
+
+def _by_part(names: Sequence[str], most: int = 5) -> str:
+  """'decoder (20), head (2)': how many arrays each part of a model has."""
+  parts = [name.partition('/')[0] for name in names]
+  counts = {part: parts.count(part) for part in parts}
+  words = [f'{part} ({count})' for part, count in counts.items()]
+  return verified.some(words, most)
 
 
 def given(params: Any, initial: Mapping[str, jax.Array] | None) -> Any:

@@ -14,7 +14,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from training import distributed, storage
+from training import distributed, screen, storage
 from training.metrics import write_json
 
 PACKAGES = (
@@ -31,8 +31,25 @@ PACKAGES = (
 )
 
 
-# Fields that may differ when a run continues.
-FREE = ('resume', 'watchdog', 'hang_limit')
+# Fields that may differ when a run continues, and the reason why. None of them
+# changes a parameter that is trained; config.json then holds the new values.
+FREE = {
+  'resume': 'states how to continue',
+  'watchdog': 'when to report a step that hangs',
+  'hang_limit': 'when to leave a step that hangs',
+  'nonfinite_limit': 'when to stop after bad steps; those change nothing',
+  'log_every': 'when to report',
+  'eval_every': 'when to measure',
+  'checkpoint_every': 'when to save',
+  'keep_checkpoints': 'how many checkpoints stay',
+  'check_images': 'read by check_data alone',
+  'knn': 'measures the encoder and leaves it as it is',
+  'data.workers': 'threads that decode; the order of images is kept',
+  'data.max_unreadable': 'when to stop because of unreadable images',
+}
+# Fields that older runs lack, and the value that stands for their absence.
+# A field that is None there and absent here, or the other way, is equal, too.
+ADDED = {'format': 'png'}
 SHARED_SECONDS = 30
 
 
@@ -121,9 +138,9 @@ def check_config(workdir: epath.Path, config: Any) -> None:
 
   Args:
     workdir: the folder.
-    config: the resolved `ConfigDict`; what changes no result (`resume`,
-      `watchdog`, `hang_limit`) does not count in the comparison, and
-      `config.resume='force'` accepts any difference.
+    config: the resolved `ConfigDict`; what changes no trained parameter
+      (`FREE`) does not count in the comparison, and `config.resume='force'`
+      accepts any difference.
 
   Raises:
     WorkdirError: another config, or one that cannot be read.
@@ -143,10 +160,17 @@ def _check_config(workdir: epath.Path, config: Any) -> None:
       'continue with the config of this command'
     ) from error
   new = _flat(_plain(config))
+  old = ADDED | old
+  differ = [
+    name
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != (ADDED | new).get(name)
+  ]
+  free = [name for name in differ if is_free(name) and name != 'resume']
   changed = [
     f'{name}: {old.get(name, "absent")} there, {new.get(name, "absent")} now'
-    for name in sorted(old.keys() | new.keys())
-    if name not in FREE and old.get(name) != new.get(name)
+    for name in differ
+    if not is_free(name)
   ]
   if changed and config.resume != 'force':
     raise WorkdirError(
@@ -155,6 +179,17 @@ def _check_config(workdir: epath.Path, config: Any) -> None:
     )
   if changed:
     logging.warning('resumed with another config: %s', '; '.join(changed))
+  for name in free:
+    screen.say(
+      f'config.{name}: {old.get(name, "absent")} until now, from now on '
+      f'{new.get(name, "absent")}'
+    )
+
+
+def is_free(name: str) -> bool:
+  """Whether a field, with dots, may differ when a run continues."""
+  parts = name.split('.')
+  return any('.'.join(parts[: i + 1]) in FREE for i in range(len(parts)))
 
 
 def check_data(

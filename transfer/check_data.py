@@ -48,5 +48,4 @@ def check_data(config: Any, workdir: str) -> dict[str, Any]:
   picture = workdir / 'images' / 'views.png'
   picture.parent.mkdir(parents=True, exist_ok=True)
   picture.write_bytes(to_png(Figure(images, titles)))
-  print(f'views: {picture}', file=sys.stderr)
   return summary

@@ -2,13 +2,11 @@
 
 import functools
 import json
-import sys
 import time
 import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from etils import epath
 
 from interop import own
@@ -75,9 +73,6 @@ def export(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
         functools.partial(_write, path, made.tensors, told, beside)
       )
     files.append(str(path))
-  if jax.process_index() == 0:
-    for line in (*files, *notes):
-      print(line, file=sys.stderr)
   summary = dict(
     files=files,
     notes=notes,

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from etils import epath
 from jax.sharding import Mesh
 
 from input_pipeline import feed
+from input_pipeline.progress import progress_bar
 from input_pipeline.source import Source, check_classes
 from input_pipeline.views import View
 from training import distributed, loop, sharding
@@ -123,7 +123,7 @@ class Job:
     weights = self.weights()
     total = len(source) if indices is None else len(indices)
     lead = jax.process_index() == 0
-    with tqdm.tqdm(desc=what, total=total, disable=not lead) as progress:
+    with progress_bar(what, total, disable=not lead) as progress:
       for batch in extractor.batches(source, indices):
         found, keep = extractor(weights, batch)
         rows = {n: batch[n][keep] for n in ('index', 'label') if n in batch}

@@ -2,16 +2,14 @@
 
 import collections
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-import tqdm
 from absl import logging
 from etils import epath
 
+from input_pipeline.progress import progress_bar
 from training import distributed
 from training.fields import check_fields
 from transfer.fewshot.solvers import logistic, ridge, scale
@@ -81,7 +79,9 @@ def _fewshot(job: Job) -> Mapping[str, Any]:
     scores = collections.defaultdict(list)
     sizes = {}
     labels = job.train.labels[index], job.test.labels[test_index]
-    for subset in tqdm.tqdm(subsets, desc='subsets'):
+    for subset in progress_bar(
+      'few-shot', len(subsets), unit='subsets', iterable=subsets
+    ):
       rows = np.flatnonzero(np.isin(index, subset.indices))
       sizes[subset.name] = len(rows)
       found = _scores(
@@ -94,10 +94,7 @@ def _fewshot(job: Job) -> Mapping[str, Any]:
     told = {n: _told(found, sizes[n]) for n, found in scores.items()}
     return dict(fewshot=told, unreadable=unreadable)
 
-  summary = distributed.on_lead(solve)
-  if jax.process_index() == 0:
-    print(_table(summary['fewshot']), file=sys.stderr)
-  return summary
+  return distributed.on_lead(solve)
 
 
 def _subsets(job: Job) -> list[Subset]:
@@ -174,8 +171,12 @@ def _told(
   return dict(out, best=best)
 
 
-def _table(results: Mapping[str, Any]) -> str:
-  """The best of each solver, for a person."""
+def table(results: Mapping[str, Any]) -> str:
+  """The best of each solver, for a person.
+
+  Args:
+    results: `fewshot` of the summary.
+  """
   lines = []
   for name, result in results.items():
     for solver in ('logistic', 'ridge'):

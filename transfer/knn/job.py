@@ -1,10 +1,8 @@
 """k-NN of a trained encoder on a whole data set, for several k at once."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from etils import epath
@@ -46,22 +44,13 @@ def _measure(job: Job) -> dict[str, Any]:
   summary = dict(bank_images=bank, query_images=queries, knn_k=best)
   summary['unreadable'] = len(job.train) + len(job.test) - bank - queries
   summary |= {f'knn_{top}': value for top, value in scores[best].items()}
-  lines = []
   for k, score in scores.items():
     summary |= {f'knn_{top}_k{k}': value for top, value in score.items()}
-    lines.append(f'k {k}: {_line(score)}')
   if job.config.neighbors.raw_pixels:
     scores, _ = _scores(job, _pixels(job), raw_pixels)
     best = max(scores.values(), key=lambda score: score['top1'])
     summary['knn_raw_pixels'] = best['top1']
-    lines.append(f'raw pixels: {_line(best)}')
-  if jax.process_index() == 0:
-    print('\n'.join(lines), file=sys.stderr)
   return summary
-
-
-def _line(score: dict[str, float]) -> str:
-  return f'top-1 {score["top1"]:.2f} %, top-5 {score["top5"]:.2f} %'
 
 
 def _scores(

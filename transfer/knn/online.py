@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from input_pipeline.arrays import fit
 from input_pipeline.source import Source, check_classes
+from training import screen
 from training.protocols import Method
 from transfer.extract import Extractor
 from transfer.knn.vote import histogram, knn_accuracy, raw_pixels
@@ -163,7 +164,7 @@ def online_knn(
     One evaluator, or none.
   """
   if queries is None or bank.labels is None or queries.labels is None:
-    logging.warning('no labels or no test split: training without k-NN')
+    screen.say('no labels or no test split: training without k-NN')
     return []
   try:
     check_classes(bank, queries)

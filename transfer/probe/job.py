@@ -20,8 +20,6 @@ from transfer.probe.cached import CachedExtractor
 from transfer.probe.heads import VIEW, LinearProbes, Probe
 from transfer.probe.kept import kept_data
 
-SHOWN = 5  # of the grid, on the screen
-
 
 def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   """Trains linear classifiers on a frozen encoder and tests them.
@@ -119,7 +117,7 @@ def _schedule(config: Any, data: Any, total: int):
 
 
 def _conclude(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
-  """Names the best, writes the grid and tells the first few."""
+  """Names the best and writes the grid."""
   grid = {
     name.removeprefix('top1/'): summary[name]
     for name in summary
@@ -136,8 +134,6 @@ def _conclude(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
     if grid:
       rows = [dict(probe=n, top1=grid[n], top5=top5[n]) for n in ranked]
       write_json(job.workdir / 'grid.json', rows)
-      for row in rows[:SHOWN]:
-        print(f'{row["probe"]}: {row["top1"]:.2f} %', file=sys.stderr)
 
   distributed.on_lead(write)
   return summary
