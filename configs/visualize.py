@@ -16,8 +16,10 @@ layer, and t-SNE of 20 random classes. The paper states neither how heads are
 put together (here: their mean) nor the numbers of t-SNE (here: see
 `transfer/visualize/projections.py`). With `runs` alone no checkpoint is read.
 
-The PNGs are in images/ and in TensorBoard, the numbers behind them in
-figures.json and figures.npz.
+The pictures are in images/, as PNG, PDF or SVG (`--config.format=pdf,svg`), and
+in TensorBoard, the numbers behind them in figures.json and figures.npz. Classes
+are called as `classes.json` in or beside the data says, else as their folders;
+`--config.class_names=names.csv` names another table (class, name) or JSON.
 """
 
 import ml_collections
@@ -41,6 +43,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       'neighbors',
       'curves',
     ),
+    format='png',  # or 'pdf', 'svg'; several with commas between
+    class_names=config_dict.placeholder(str),  # a table; None: classes.json
     compare=config_dict.placeholder(str),  # a second run
     # Workdirs whose curves are drawn together, with commas between: on a
     # command line each path of a tuple would need quotes.

@@ -11,6 +11,10 @@ from pretrain.targets import NormalizedPixels
 from training.state import Figure
 
 GREY = 0.5  # of hidden patches
+CAPTION = (
+  'Grey patches are masked: the encoder does not see them. Predictions stand in '
+  'their places; everything else is the input.'
+)
 
 
 def masked_picture(
@@ -44,5 +48,7 @@ def masked_picture(
     rebuilt = jnp.clip(target.restore(prediction, images), 0, 1)
     cells[label] = jnp.where(hidden, rebuilt, truth)
   return Figure(
-    images=jnp.stack(list(cells.values()), axis=1), columns=tuple(cells)
+    images=jnp.stack(list(cells.values()), axis=1),
+    columns=tuple(cells),
+    caption=CAPTION,
   )

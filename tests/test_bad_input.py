@@ -307,13 +307,27 @@ class TestWorkdir:
 
   def test_force_continues(self, workdir, caplog):
     with caplog.at_level(logging.WARNING):
-      tiny_run.pretrain(workdir, resume='force', checkpoint_every=3)
-    assert 'checkpoint_every: 2 there, 3 now' in caplog.text
+      tiny_run.pretrain(workdir, resume='force', optim__decay=0.3)
+    assert 'optim.decay: 0.1 there, 0.3 now' in caplog.text
     config = json.loads((workdir / 'config.json').read_text())
-    assert config['checkpoint_every'] == 3
+    assert config['optim']['decay'] == 0.3
     assert tiny_run.losses(workdir) == tiny_run.losses(tiny_run.finished())
     # And from now on without force.
-    tiny_run.pretrain(workdir, checkpoint_every=3)
+    tiny_run.pretrain(workdir, optim__decay=0.3)
+
+  def test_what_trains_nothing_may_change(self, workdir, capsys, caplog):
+    fields = dict(log_every=2, eval_every=2, checkpoint_every=3)
+    fields |= dict(keep_checkpoints=1, watchdog=5, nonfinite_limit=7)
+    nested = dict(knn__k=3, knn__temperature=0.1, data__workers=1)
+    tiny_run.pretrain(workdir, **fields, **nested)
+    config = json.loads((workdir / 'config.json').read_text())
+    assert {name: config[name] for name in fields} == fields
+    assert (config['knn']['k'], config['data']['workers']) == (3, 1)
+    assert tiny_run.checksums(workdir) == tiny_run.checksums(
+      tiny_run.finished()
+    )
+    assert 'config.checkpoint_every: 2 until now' in capsys.readouterr().err
+    assert not [r for r in caplog.records if 'another config' in r.message]
 
   def test_another_encoder(self, workdir):
     with pytest.raises(WorkdirError, match='encoder.depth: 2 there, 3 now'):

@@ -21,20 +21,28 @@ def to_png(figure: Figure) -> bytes:
 
   Returns:
     The PNG file's bytes. Small images are enlarged by a whole factor without
-    smoothing, so that every pixel can be told from the next.
+    smoothing, so that every pixel can be told from the next. A column 'error'
+    is amplified by a whole factor, and its title states the error of white.
   """
-  cells = np.asarray(figure.images, np.float32)
+  cells = np.array(figure.images, np.float32)
+  titles = [
+    _amplified(cells[:, j]) if title == 'error' else title
+    for j, title in enumerate(figure.columns)
+  ]
   rows, columns, h, w, c = cells.shape
   cells = np.repeat(cells, 3, -1) if c < 3 else cells[..., :3]
   cells = np.round(np.clip(cells[..., :3], 0, 1) * 255).astype(np.uint8)
   factor = max(1, -(-CELL // min(h, w)))
   cells = cells.repeat(factor, axis=2).repeat(factor, axis=3)
   h, w = h * factor, w * factor
-  size = (columns * (w + GAP) + GAP, TITLE + rows * (h + GAP) + GAP)
-  sheet = Image.new('RGB', size, 'white')
-  draw = ImageDraw.Draw(sheet)
   font = ImageFont.load_default(size=13)
-  for j, title in enumerate(figure.columns):
+  wide, high = columns * (w + GAP) + GAP, TITLE + rows * (h + GAP) + GAP
+  caption = _wrapped(figure.caption, wide - 2 * GAP, font)
+  sheet = Image.new('RGB', (wide, high + TITLE * len(caption)), 'white')
+  draw = ImageDraw.Draw(sheet)
+  for number, line in enumerate(caption):
+    draw.text((GAP, high + TITLE * number), line, fill='black', font=font)
+  for j, title in enumerate(titles):
     draw.text((GAP + j * (w + GAP), 2), title, fill='black', font=font)
   for i in range(rows):
     for j in range(columns):
@@ -43,3 +51,26 @@ def to_png(figure: Figure) -> bytes:
   out = io.BytesIO()
   sheet.save(out, 'PNG')
   return out.getvalue()
+
+
+def _amplified(errors: np.ndarray) -> str:
+  """Scales errors in place so that the largest are bright; a title.
+
+  Args:
+    errors: [rows, h, w, c], not negative.
+  """
+  factor = int(np.clip(1 / max(float(errors.max()), 1e-6), 1, 20))
+  errors *= factor
+  return f'error, white: {1 / factor:.2g}'
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+  """Lines of at most so many pixels."""
+  lines: list[str] = []
+  for word in text.split():
+    longer = f'{lines[-1]} {word}' if lines else word
+    if lines and font.getlength(longer) <= width:
+      lines[-1] = longer
+    else:
+      lines.append(word)
+  return lines

@@ -91,7 +91,8 @@ def label(names: Sequence[str], every: Mapping[str, Any]) -> str:
     projector' or 'encoder, head (bias, scale)'.
   """
   chosen, parts, split = set(names), [], False
-  for top in dict.fromkeys(name.partition('/')[0] for name in names):
+  tops = dict.fromkeys(name.partition('/')[0] for name in names)
+  for top in sorted(tops, key=lambda top: top != 'encoder'):
     members = [n for n in every if n.partition('/')[0] == top]
     whole, cut = _children(members, chosen)
     missing = _children(members, set(members) - chosen)[0]

@@ -51,11 +51,14 @@ class Figure:
 
   Attributes:
     images: float [rows, columns, h, w, c] in [0, 1].
-    columns: one title per column.
+    columns: one title per column; 'error' is an absolute difference, which
+      pictures may amplify and then state by how much.
+    caption: a sentence on how to read it, below the grid; may be ''.
   """
 
   images: jax.Array
   columns: tuple[str, ...] = flax.struct.field(pytree_node=False)
+  caption: str = flax.struct.field(pytree_node=False, default='')
 
 
 def path_name(path: tuple[Any, ...]) -> str:

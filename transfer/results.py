@@ -152,8 +152,9 @@ def _embed(summary: Summary, workdir: epath.Path) -> list[str]:
 
 def _visualize(summary: Summary, workdir: epath.Path) -> list[str]:
   lines = [
-    f'pictures: {len(summary["pictures"])} in {workdir / "images"}, the '
-    'numbers behind them in figures.npz and figures.json'
+    f'pictures: {len(summary["pictures"])} in {workdir / "images"} '
+    f'({", ".join(summary.get("formats", ["png"]))})',
+    'the numbers behind them: figures.npz and figures.json',
   ]
   if summary['left_out']:
     words = ', '.join(summary['left_out'])

@@ -25,6 +25,10 @@ from training.warm_start import given
 
 LOSSES = ('contrast', 'pixels')
 STATE = 'weighting'  # of the weighting, in method_state
+CAPTION = (
+  'The encoder sees the whole input: nothing is masked. A sharp reconstruction '
+  'shows what its features keep, not what they predict.'
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,8 @@ class RePre:
   weights fixed at (1, 0) each of its parameters follows the base alone, bit
   for bit. Decoder and uncertainty weights are optimiser groups of their own,
   so that the base's recipe, clipping included, is untouched. Neither is part
-  of any teacher.
+  of any teacher. Nothing is masked: the decoder rebuilds pixels that the encoder
+  sees, so its pictures show what the features keep.
 
   Attributes:
     base: a method whose Aux holds `features` and `images` of the views.
@@ -154,7 +159,10 @@ class RePre:
     return self.base.encoder_params(params, method_state, which)
 
   def figures(self, params, method_state, batch) -> dict[str, Figure]:
-    """Input, reconstruction and absolute error, one row per image."""
+    """Input, reconstruction and absolute error, one row per image.
+
+    The encoder sees the whole image, as in training: nothing is masked.
+    """
     images = batch[self.views[0]].astype(jnp.float32)
     features = self._encode(params['encoder'], images)
     prediction = self.branch.predict(params['decoder'], features)
@@ -164,6 +172,7 @@ class RePre:
     grid = Figure(
       images=jnp.stack(cells, axis=1),
       columns=('input', 'reconstruction', 'error'),
+      caption=CAPTION,
     )
     drawn = self.base.figures(params, method_state, batch)
     return drawn | dict(reconstruction=grid)

@@ -401,14 +401,15 @@ class TestJob:
 
   def test_it_is_exported(self, trained, monkeypatch, tmp_path):
     workdir, _, _ = trained
-    code, out, err = tiny_run.main_in_process(
+    code, _, err = tiny_run.main_in_process(
       monkeypatch,
       f'--config={tiny_run.ROOT}/configs/export.py:timm',
       f'--workdir={tmp_path}',
       f'--config.checkpoint={workdir}',
     )
     assert code == 0, err[-2000:]
-    (file,) = [f for f in json.loads(out)['files'] if 'safetensors' in f]
+    files = json.loads((tmp_path / 'summary.json').read_text())['files']
+    (file,) = [name for name in files if 'safetensors' in name]
     weights = open_weights(pathlib.Path(file))
     assert weights.metadata['method'] == 'mr_mae'
     assert not [name for name in weights.tensors if 'teacher' in name]

@@ -1,7 +1,6 @@
 """Where pictures go: images/, TensorBoard, and the numbers behind them."""
 
 import io
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from training import distributed, storage
+from training import distributed, screen, storage
 from training.metrics import write_json
 from training.tensorboard import Events
 from transfer.visualize.drawing import Picture
@@ -27,13 +26,16 @@ class Album:
   Drawn by process 0 alone; what goes wrong there goes wrong everywhere.
 
   Args:
-    workdir: gets `images/NAME.png`, figures.json, figures.npz and pictures in
+    workdir: gets `images/NAME.png` (or other formats), figures.json, figures.npz and pictures in
       TensorBoard.
     step: of the run, for TensorBoard.
+    formats: what files there are of every picture, of `drawing.FORMATS`.
   """
 
-  def __init__(self, workdir: epath.Path, *, step: int):
-    self._workdir, self._step = workdir, step
+  def __init__(
+    self, workdir: epath.Path, *, step: int, formats: Sequence[str] = ('png',)
+  ):
+    self._workdir, self._step, self._formats = workdir, step, formats
     self._lead = jax.process_index() == 0
     self._events = Events(workdir, start=step) if self._lead else None
     self._plain, self._arrays = {}, {}
@@ -56,17 +58,18 @@ class Album:
   def leave_out(self, words: Sequence[str], reason: str) -> None:
     """Remembers and tells, in one line, what is missing."""
     self._left_out |= dict.fromkeys(words, reason)
-    if self._lead and words:
-      print(f'left out {", ".join(words)}: {reason}', file=sys.stderr)
+    if words:
+      screen.say(f'left out {", ".join(words)}: {reason}')
 
   def _keep(self, pictures: list[Picture]) -> list[str]:
     folder = self._workdir / 'images'
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
-      path = folder / f'{picture.name}.png'
-      storage.write_whole(path, picture.png)
+      for kind in self._formats:
+        path = folder / f'{picture.name}.{kind}'
+        storage.write_whole(path, picture.file(kind))
+        screen.say(f'picture: {path}')
       self._events.image(self._step, picture.name, picture.png)
-      print(f'picture: {path}', file=sys.stderr)
       for name, value in picture.numbers.items():
         if isinstance(value, np.ndarray):
           self._arrays[f'{picture.name}/{name}'] = value
@@ -78,10 +81,14 @@ class Album:
     """Writes the numbers.
 
     Returns:
-      {'pictures': names, 'left_out': {word: reason}}.
+      {'pictures': names, 'formats': endings, 'left_out': {word: reason}}.
     """
     distributed.on_lead(self._write)
-    return dict(pictures=list(self._names), left_out=dict(self._left_out))
+    return dict(
+      pictures=list(self._names),
+      formats=list(self._formats),
+      left_out=dict(self._left_out),
+    )
 
   def _write(self) -> None:
     self._events.close()

@@ -1,14 +1,24 @@
 """Pictures that a paper can print: one style, PNG bytes, no display."""
 
 import dataclasses
+import functools
 import io
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 DPI = 200
+# What a file can be, and what keeps the time of day out of it.
+FORMATS: Mapping[str, Mapping[str, Any]] = {
+  'png': {},
+  'pdf': {'CreationDate': None},
+  'svg': {'Date': None},
+}
 STYLE = {
+  'pdf.fonttype': 42,  # TrueType, which journals ask for
+  'svg.hashsalt': 'repre',  # the same file from the same numbers
   'font.size': 8,
   'axes.titlesize': 8,
   'axes.labelsize': 8,
@@ -22,35 +32,63 @@ STYLE = {
   'lines.linewidth': 1.2,
   'legend.frameon': False,
 }
+# Okabe and Ito (2008), which the colour-blind can tell apart; yellow is too
+# faint on white and left out.
+COLORS = (
+  '#0072b2',
+  '#e69f00',
+  '#009e73',
+  '#d55e00',
+  '#cc79a7',
+  '#56b4e9',
+  '#000000',
+)
+MARKERS = ('o', '^', 's', 'X', 'D', 'P', 'v', '*')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-  """A drawn picture.
+  """A picture, drawn when a file of it is asked for.
 
   Attributes:
     name: of its file, without the ending.
-    png: the file.
-    numbers: what was drawn: arrays, or plain data that JSON can hold.
+    size: (width, height) in inches.
+    paint: fills the `matplotlib.figure.Figure` that it is given.
+    numbers: what is drawn: arrays, or plain data that JSON can hold.
   """
 
   name: str
-  png: bytes
+  size: tuple[float, float]
+  paint: Callable[[Any], None]
   numbers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @functools.cached_property
+  def png(self) -> bytes:
+    """The picture as a PNG file."""
+    return render(self.size, self.paint)
+
+  def file(self, kind: str) -> bytes:
+    """The picture as a file of one of `FORMATS`."""
+    return self.png if kind == 'png' else render(self.size, self.paint, kind)
 
 
 def render(
-  size: tuple[float, float], paint: Callable[[Any], None], *, dpi: int = DPI
+  size: tuple[float, float],
+  paint: Callable[[Any], None],
+  kind: str = 'png',
+  *,
+  dpi: int = DPI,
 ) -> bytes:
   """Draws a figure of matplotlib.
 
   Args:
     size: (width, height) in inches.
     paint: fills the `matplotlib.figure.Figure` that it is given.
+    kind: one of `FORMATS`; images inside a PDF or SVG keep their pixels.
     dpi: pixels per inch.
 
   Returns:
-    A PNG file.
+    The file.
   """
   import matplotlib
   from matplotlib.figure import Figure
@@ -60,19 +98,26 @@ def render(
     figure = Figure(figsize=size, layout='constrained')
     paint(figure)
     out = io.BytesIO()
-    figure.savefig(out, format='png', dpi=dpi)
+    figure.savefig(out, format=kind, dpi=dpi, metadata=FORMATS[kind])
   return out.getvalue()
 
 
-def colors(count: int) -> list[Any]:
-  """Colours that can be told apart: lines, or classes of a scatter plot."""
-  import matplotlib
+def looks(count: int) -> list[tuple[str, str]]:
+  """(colour, marker) by number, all different: classes of a scatter plot.
 
-  if count <= 10:
-    return [matplotlib.colormaps['tab10'](i) for i in range(count)]
-  if count <= 20:
-    return [matplotlib.colormaps['tab20'](i) for i in range(count)]
-  return [matplotlib.colormaps['turbo'](i / (count - 1)) for i in range(count)]
+  The markers change first where the colours are used up, so that of 56 looks no
+  two are equal, also for the colour-blind; more than that come again.
+
+  Args:
+    count: how many.
+  """
+  pairs = ((color, marker) for marker in MARKERS for color in COLORS)
+  return list(itertools.islice(itertools.cycle(pairs), count))
+
+
+def colors(count: int) -> list[str]:
+  """Colours of lines."""
+  return [color for color, _ in looks(count)]
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from transfer.backbone import load_backbone
 from transfer.job import Job, run_job
 from transfer.visualize.album import Album
 from transfer.visualize.curves import short_names
+from transfer.visualize.drawing import FORMATS
 from transfer.visualize.pictures import (
   PICTURES,
   FiguresOf,
@@ -35,7 +36,7 @@ def visualize(
 
   Args:
     config: of the job.
-    workdir: gets `images/*.png`, the numbers behind them (figures.json and
+    workdir: gets `images/` in `config.format`, the numbers behind them (figures.json and
       figures.npz) and summary.json.
     figures_of: (backbone, images [n, h, w, c] in [0, 1], dtype) -> the figures
       of the method that trained it, by name.
@@ -44,13 +45,13 @@ def visualize(
     The summary: {'pictures': names, 'left_out': {word: reason}, ...}.
 
   Raises:
-    ValueError: an unknown picture, a number out of range, or neither a
+    ValueError: an unknown picture or format, a number out of range, or neither a
       checkpoint nor runs.
   """
-  words = chosen(config.pictures)
+  words, formats = chosen(config.pictures), chosen_formats(config.format)
   check_fields(config)
   if config.checkpoint:
-    work = functools.partial(_of_checkpoint, words, figures_of)
+    work = functools.partial(_of_checkpoint, words, formats, figures_of)
     return run_job(config, workdir, work)
   if not config.runs:
     raise ValueError(
@@ -60,7 +61,7 @@ def visualize(
   folder = workdirs.open_workdir(workdir)
   workdirs.check_config(folder, config)
   workdirs.record(folder, config)
-  album = Album(folder, step=0)
+  album = Album(folder, step=0, formats=formats)
   if 'curves' in words:
     album.add('curves', lambda: curves(listed(config.runs)))
   others = [word for word in words if word != 'curves']
@@ -85,8 +86,26 @@ def chosen(pictures: str | Sequence[str]) -> tuple[str, ...]:
   return words
 
 
+def chosen_formats(formats: str | Sequence[str]) -> tuple[str, ...]:
+  """The formats of `config.format`, each once.
+
+  Raises:
+    ValueError: none, or an unknown one, with the nearest known.
+  """
+  words = tuple(dict.fromkeys(w.lower() for w in listed(formats)))
+  if not words:
+    raise ValueError(f'config.format is empty; known: {", ".join(FORMATS)}')
+  for word in words:
+    if word not in FORMATS:
+      raise unknown('format in config.format', word, FORMATS)
+  return words
+
+
 def _of_checkpoint(
-  words: Sequence[str], figures_of: FiguresOf, job: Job
+  words: Sequence[str],
+  formats: Sequence[str],
+  figures_of: FiguresOf,
+  job: Job,
 ) -> dict[str, Any]:
   """All pictures of a checkpoint, and of a second one where it is set."""
   config = job.config
@@ -94,7 +113,7 @@ def _of_checkpoint(
   if config.compare:
     jobs.append(dataclasses.replace(job, backbone=_other(job)))
   subjects = _named(jobs)
-  album = Album(job.workdir, step=subjects[0].step or 0)
+  album = Album(job.workdir, step=subjects[0].step or 0, formats=formats)
   for word in words:
     draw = functools.partial(PICTURES[word], subjects, figures_of)
     album.add(word, draw)

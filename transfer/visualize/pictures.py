@@ -24,7 +24,7 @@ def attention(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
   maps, index = first.attention
   images = first.images(first.source, index)
   _need(len(index), 1, first)
-  query = 'of all patches in the mean' if _no_cls(first) else 'of CLS'
+  query = 'of all patches (mean)' if _no_cls(first) else 'of CLS'
 
   def draw():
     return [
@@ -32,7 +32,7 @@ def attention(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
         f'attention_block_{block}',
         images,
         found,
-        title=f'{first.name}: attention {query}, block {block}',
+        title=f'{_of(subjects)}Attention {query}, block {block}',
         mass=first.job.config.mass,
         heads=first.job.config.heads,
       )
@@ -63,12 +63,20 @@ def _points(subject: Subject):
   return features, labels, index
 
 
-def _title(what: str, subject: Subject, labels: np.ndarray | None) -> str:
+def _of(subjects: Sequence[Subject]) -> str:
+  """Names the first run where there are several; of one there is no doubt."""
+  return f'{subjects[0].name}: ' if len(subjects) > 1 else ''
+
+
+def _title(
+  what: str, subjects: Sequence[Subject], labels: np.ndarray | None
+) -> str:
+  subject, what = subjects[0], f'{_of(subjects)}{what}'
   if labels is None:
-    return f'{subject.name}: {what}, {len(subject.features[1])} images'
+    return f'{what}, {len(subject.features[1])} images'
   used, total = len(np.unique(labels)), len(subject.source.classes)
   known = f'{total} classes' if used == total else f'{used} of {total} classes'
-  return f'{subject.name}: {what}, {len(labels)} images, {known}'
+  return f'{what}, {len(labels)} images, {known}'
 
 
 def tsne(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
@@ -81,9 +89,9 @@ def tsne(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
     picture = plots.projection(
       'tsne',
       first.tsne,
-      title=_title('t-SNE', first, labels),
+      title=_title('t-SNE', subjects, labels),
       labels=labels,
-      classes=first.source.classes,
+      classes=first.classes,
       indices=index,
     )
     return [picture]
@@ -102,9 +110,9 @@ def pca(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
     picture = plots.projection(
       'pca',
       points,
-      title=_title('PCA', first, labels),
+      title=_title('PCA', subjects, labels),
       labels=labels,
-      classes=first.source.classes,
+      classes=first.classes,
       indices=index,
       explained=explained,
     )
@@ -129,7 +137,11 @@ def reconstruction(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
 
   def draw():
     return [
-      sheets.figure_sheet(name, figure, title=f'{first.name}: {name}')
+      sheets.figure_sheet(
+        name,
+        figure,
+        title=_of(subjects) + name.replace('_', ' ').capitalize(),
+      )
       for name, figure in drawn.items()
     ]
 
@@ -170,15 +182,17 @@ def neighbors(subjects: Sequence[Subject], figures_of: FiguresOf) -> Draw:
 
   def draw():
     numbers = dict(query=index, neighbor=chosen)
+    named = first.classes
     if same is not None:
       numbers['same'] = same
     picture = sheets.neighbor_sheet(
       first.images(source, index),
       images.reshape(*chosen.shape, *images.shape[1:]),
       cosines,
-      title=f'{first.name}: nearest of {len(rows)} training images',
+      title=f'{_of(subjects)}Nearest of {len(rows):,} training images',
       same=same,
       numbers=numbers,
+      names=[] if same is None else [named[n] for n in source.labels[index]],
     )
     return [picture]
 
@@ -235,7 +249,7 @@ def compare(subjects: Sequence[Subject]) -> Draw:
   def draw():
     points = {subject.name: subject.tsne for subject in subjects}
     picture = sheets.two_runs(
-      images, maps, points, labels=labels, classes=first.source.classes
+      images, maps, points, labels=labels, classes=first.classes
     )
     return [picture]
 

@@ -1,64 +1,95 @@
 """Plots: projections in class colours, curves by depth and by step."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from training.metric_names import metric
 from transfer.visualize.curves import BASELINES, GROUPS, Points, never_changes
-from transfer.visualize.drawing import Picture, bare, colors, render
+from transfer.visualize.drawing import Picture, bare, colors, looks
 
 PANELS = 3  # in a row
-NAMED = 30  # classes; the colours of more could not be told apart anyway
+NAMED = 30  # classes with a look each; more are numbers on a colour bar
+TALL = 16  # names in one column of a legend
+LONGEST = 24  # letters of a name
+APART = 0.09  # of a panel's height between two names at its side
 
 
 def scatter(
-  ax: Any,
-  points: np.ndarray,
-  labels: np.ndarray | None,
-  classes: Sequence[str],
-  *,
-  legend: bool = True,
+  ax: Any, points: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]
 ) -> None:
-  """Points in the colours of their classes; grey without labels.
+  """Points in colours and markers of their classes; grey without labels.
 
   Args:
     ax: a panel.
     points: [n, 2].
     labels: int [n] within 0..len(classes)-1, or None.
     classes: names.
-    legend: whether the classes are named beside the panel.
   """
-  size = float(np.clip(4000 / len(points), 3, 18))
+  size = float(np.clip(6000 / len(points), 5, 22))
   dots = dict(s=size, linewidths=0, alpha=0.85)
   if labels is None:
     ax.scatter(*points.T, color='0.35', **dots)
     return
+  known, number = np.unique(labels, return_inverse=True)
+  if len(known) > NAMED:
+    ax.scatter(*points.T, c=number + 1, cmap='viridis', **dots)
+    return
+  for (color, marker), label in zip(looks(len(known)), known, strict=True):
+    ax.scatter(
+      *points[labels == label].T,
+      color=color,
+      marker=marker,
+      label=short(str(classes[label])),
+      **dots,
+    )
+
+
+def short(name: str, longest: int = LONGEST) -> str:
+  """A name of a class, cut where it is long."""
+  return name if len(name) <= longest else f'{name[: longest - 1]}…'
+
+
+def legend_size(
+  labels: np.ndarray | None, classes: Sequence[str]
+) -> tuple[float, float]:
+  """(width, height) in inches of what `name_classes` puts beside a panel."""
+  if labels is None:
+    return 0.0, 0.0
   known = np.unique(labels)
-  for color, label in zip(colors(len(known)), known, strict=True):
-    rows = labels == label
-    ax.scatter(*points[rows].T, color=color, label=str(classes[label]), **dots)
-  if legend:
-    name_classes(ax, ax, loc='center left', bbox_to_anchor=(1.0, 0.5))
+  if len(known) > NAMED:
+    return 0.9, 0.0
+  columns = -(-len(known) // TALL)
+  longest = max(len(short(str(classes[label]))) for label in known)
+  rows = -(-len(known) // columns)
+  return columns * (0.4 + 0.06 * longest), 0.17 * rows + 0.3
 
 
-def name_classes(owner: Any, ax: Any, **place: Any) -> None:
-  """A legend of the classes of a scatter plot.
+def name_classes(figure: Any, ax: Any) -> None:
+  """A legend of the classes of a scatter plot, or a bar of their numbers.
 
   Args:
-    owner: what gets it, a panel or a figure.
-    ax: the panel with the points.
-    **place: where it stands, see `legend` of matplotlib.
+    figure: gets it at its right, outside of the panels.
+    ax: a panel with the points.
   """
   handles, names = ax.get_legend_handles_labels()
+  if not handles:
+    points = ax.collections[0]
+    bar = figure.colorbar(points, ax=figure.axes, aspect=30)
+    bar.set_label('class, numbered by its name')
+    bar.outline.set_visible(False)
+    return
   size = handles[0].get_sizes()[0]
-  owner.legend(
-    handles[:NAMED],
-    [name if len(name) <= 24 else f'{name[:23]}…' for name in names[:NAMED]],
+  figure.legend(
+    handles,
+    names,
     handletextpad=0.2,
     markerscale=(30 / size) ** 0.5,
-    title=None if len(names) <= NAMED else f'{NAMED} of {len(names)}',
-    **place,
+    ncols=-(-len(names) // TALL),
+    columnspacing=0.8,
+    loc='outside right center',
   )
 
 
@@ -87,24 +118,29 @@ def projection(
   def paint(figure):
     ax = figure.subplots()
     scatter(ax, points, labels, classes)
+    if labels is not None:
+      name_classes(figure, ax)
     ax.set_title(title)
     if explained is None:
       bare(ax, frame='0.7')
       for spine in ax.spines.values():
         spine.set_linewidth(0.6)
+      ax.set(xlabel='t-SNE dimension 1', ylabel='t-SNE dimension 2')
       return
     for put, number, share in zip(
       (ax.set_xlabel, ax.set_ylabel), '12', explained, strict=True
     ):
       put(f'principal component {number} ({share:.1%} of the variance)')
+    ax.margins(0.05)
 
   numbers = dict(points=points, index=indices)
   if labels is not None:
     numbers['label'] = labels
   if explained is not None:
     numbers['explained'] = list(explained)
-  width = 4.0 if labels is None else 5.4
-  return Picture(name=name, png=render((width, 3.8), paint), numbers=numbers)
+  wide, high = legend_size(labels, classes)
+  size = (3.9 + wide, max(3.8, high))
+  return Picture(name=name, size=size, paint=paint, numbers=numbers)
 
 
 def depth_curves(
@@ -117,8 +153,8 @@ def depth_curves(
     images: how many the means are over.
   """
   words = dict(
-    nmi=('NMI of query and key', 'Dependence on the query'),
-    distance=('mean attention distance (pixels)', 'Reach'),
+    nmi=('NMI of query and key (0 to 1)', 'Normalised mutual information'),
+    distance=('mean distance (pixels)', 'Attention distance'),
   )
 
   def paint(figure):
@@ -132,14 +168,20 @@ def depth_curves(
         for block, heads in enumerate(found[measure]):
           place = np.full(len(heads), block)
           ax.scatter(place, heads, s=6, color=color, alpha=0.35, linewidths=0)
-      ax.set(xlabel='block', ylabel=label, title=title)
+      ax.set(xlabel='block (0 is the first)', ylabel=label, title=title)
       ax.xaxis.get_major_locator().set_params(integer=True)
       ax.grid(alpha=0.25, linewidth=0.5)
-    axes[0].set_ylim(bottom=0)
-    axes[1].set_ylim(bottom=0)
-    axes[0].legend()
+      ax.margins(y=0.12)
+      ax.set_ylim(bottom=0)
+    if len(runs) > 1:
+      figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc='outside lower center',
+        ncols=len(runs),
+      )
+    plural = '' if images == 1 else 's'
     figure.suptitle(
-      f'Attention among patches; mean over {images} images, dots are heads'
+      f'Attention among patches: mean over {images} image{plural}; dots: heads'
     )
 
   numbers = {
@@ -147,7 +189,7 @@ def depth_curves(
     for run, found in runs.items()
     for measure in words
   }
-  return Picture(name='depth', png=render((6.8, 3.0), paint), numbers=numbers)
+  return Picture(name='depth', size=(6.8, 3.0), paint=paint, numbers=numbers)
 
 
 def curve_pictures(
@@ -166,24 +208,24 @@ def curve_pictures(
       name: lines
       for name, lines in metrics.items()
       if not never_changes(lines)
+      and '/' not in name  # one of many of a kind
       and not (name in BASELINES and 'knn_top1' in metrics)
     }
     if not drawn:
       continue
     columns = min(PANELS, len(drawn))
     rows = -(-len(drawn) // columns)
-    png = render(
-      (2.5 * columns + 0.4, 2.1 * rows + 0.5),
-      lambda figure, drawn=drawn, metrics=metrics: paint_group(
-        figure, drawn, metrics, runs
-      ),
+    size = (2.6 * columns + 0.4, 2.1 * rows + 0.5)
+    paint = functools.partial(
+      paint_group, drawn=drawn, metrics=metrics, runs=runs
     )
     numbers = {
-      f'{metric}/{run}': points
-      for metric, lines in metrics.items()
+      f'{key}/{run}': points
+      for key, lines in metrics.items()
       for run, points in lines.items()
     }
-    out.append(Picture(name=f'curves_{group}', png=png, numbers=numbers))
+    name = f'curves_{group}'
+    out.append(Picture(name=name, size=size, paint=paint, numbers=numbers))
   return out
 
 
@@ -206,7 +248,7 @@ def paint_group(
   axes = figure.subplots(rows, columns, squeeze=False)
   color = dict(zip(runs, colors(len(runs)), strict=True))
   handles = {}
-  for ax, (metric, lines) in zip(axes.flat, drawn.items(), strict=False):
+  for ax, (key, lines) in zip(axes.flat, drawn.items(), strict=False):
     for run, points in lines.items():
       marker = 'o' if len(points['step']) <= 12 else ''
       (handles[run],) = ax.plot(
@@ -217,10 +259,12 @@ def paint_group(
         marker=marker,
         markersize=3,
       )
-    if metric == 'knn_top1':
-      _baselines(ax, metrics, color)
-    ax.set(xlabel='step', title=metric)
+    shown = metric(key)
+    ax.set(xlabel='step', ylabel=shown.axis, title=shown.title)
+    ax.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     ax.grid(alpha=0.25, linewidth=0.5)
+    if key == 'knn_top1':
+      _baselines(ax, metrics, color)
   for ax in axes.flat[len(drawn) :]:
     ax.set_visible(False)
   known = [run for run in runs if run in handles]
@@ -233,21 +277,49 @@ def paint_group(
 
 
 def _baselines(ax: Any, metrics: Mapping, color: Mapping[str, Any]) -> None:
-  """Dotted lines for what was measured once, named at their right end."""
+  """Dotted lines for what was measured once, named at the panel's side."""
+  found = []
   for name in BASELINES:
     values = {r: p['value'][0] for r, p in metrics.get(name, {}).items()}
     same = len(set(values.values())) == 1
     for number, (run, value) in enumerate(values.items()):
       if same and number:
         break
-      line = dict(color='0.4' if same else color[run], linestyle=':')
+      line = dict(color='0.35' if same else color[run], linestyle=':')
       ax.axhline(value, linewidth=1, **line)
-      ax.annotate(
-        name.removeprefix('knn_').replace('_', ' '),
-        (1, value),
-        xycoords=('axes fraction', 'data'),
-        ha='right',
-        va='bottom',
-        fontsize=6,
-        color=line['color'],
-      )
+      found.append((value, metric(name).short, line['color']))
+  ax.margins(y=0.1)
+  low, high = ax.get_ylim()
+  ax.set_ylim(low, high)
+  found.sort()
+  places = spread([(value - low) / (high - low) for value, *_ in found], APART)
+  for (_, name, shade), place in zip(found, places, strict=True):
+    ax.annotate(
+      name,
+      (1.02, place),
+      xycoords='axes fraction',
+      annotation_clip=False,
+      ha='left',
+      va='center',
+      fontsize=6,
+      color=shade,
+    )
+
+
+def spread(places: Sequence[float], apart: float) -> list[float]:
+  """Moves numbers so far that neighbours have a distance of at least `apart`.
+
+  Args:
+    places: rising numbers.
+    apart: the least distance.
+
+  Returns:
+    Rising numbers, as near to the old ones as sweeps of halves bring them.
+  """
+  out = list(places)
+  for _ in range(100):
+    for i in range(len(out) - 1):
+      short = apart - (out[i + 1] - out[i])
+      if short > 1e-6:
+        out[i], out[i + 1] = out[i] - short / 2, out[i + 1] + short / 2
+  return out

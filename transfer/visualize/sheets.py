@@ -1,5 +1,6 @@
 """Sheets of images: attention maps, neighbours, reconstructions, two runs."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,15 +15,15 @@ from transfer.visualize.drawing import (
   enlarge,
   overlay,
   panels,
-  render,
   show,
 )
-from transfer.visualize.plots import name_classes, scatter
+from transfer.visualize.plots import legend_size, name_classes, scatter, short
 
 CELL = 0.95  # inches
 TITLE = 0.4
 TALL = 5  # rows of a sheet with few columns
 FAINT = 0.25  # brightness of what is not looked at
+LETTERS = 17  # of a caption in an inch
 SAME, OTHER = '#1a9641', '#d7191c'
 
 
@@ -52,8 +53,8 @@ def attention_sheet(
   kept = mass_mask(mean, mass)
   titles = [
     'input',
-    'mean',
-    f'{mass:.0%} of mass',
+    'mean of heads' if total > 1 else 'attention',
+    f'top {mass:.0%}',
     *(f'head {head}' for head in chosen),
   ]
 
@@ -72,13 +73,14 @@ def attention_sheet(
         show(ax, cell)
     for ax, text in zip(axes[0], titles, strict=True):
       ax.set_title(text)
-    _scale(figure, axes, 'share of the largest in its map')
+    _scale(figure, axes, 'attention (1: largest of a map)')
     figure.suptitle(f'{title}, {total} head{"s" if total > 1 else ""}')
 
   size = (CELL * len(titles) + 0.6, CELL * len(images) + 2 * TITLE)
   return Picture(
     name=name,
-    png=render(size, paint),
+    size=size,
+    paint=paint,
     numbers=dict(maps=maps, mean=mean, kept=kept),
   )
 
@@ -107,6 +109,7 @@ def neighbor_sheet(
   title: str,
   same: np.ndarray | None,
   numbers: Mapping[str, Any],
+  names: Sequence[str] = (),
 ) -> Picture:
   """Queries and their nearest images, framed by whether the class agrees.
 
@@ -118,6 +121,7 @@ def neighbor_sheet(
     same: bool [q, k], whether query and neighbour share a label; None without
       labels: no frames.
     numbers: what else to keep.
+    names: the class of each query, written below it; () for none.
   """
   k = found.shape[1]
 
@@ -125,6 +129,8 @@ def neighbor_sheet(
     axes = panels(figure, len(queries), k + 1)
     for row, query in enumerate(queries):
       show(axes[row, 0], as_rgb(query))
+      if names:
+        axes[row, 0].set_xlabel(short(names[row], 16), labelpad=2, fontsize=6)
       for i in range(k):
         ax = axes[row, i + 1]
         show(ax, as_rgb(found[row, i]))
@@ -143,7 +149,8 @@ def neighbor_sheet(
   size = (CELL * (k + 1) + 0.2, (CELL + 0.15) * len(queries) + 2 * TITLE)
   return Picture(
     name='neighbors',
-    png=render(size, paint),
+    size=size,
+    paint=paint,
     numbers=dict(numbers, cosine=cosines),
   )
 
@@ -188,13 +195,16 @@ def figure_sheet(name: str, drawn: Figure, *, title: str) -> Picture:
       bar = figure.colorbar(
         last, ax=axes, shrink=min(1.0, 2.0 / len(axes)), aspect=15, pad=0.01
       )
-      bar.set_label('absolute error, pixels in [0, 1]')
+      bar.set_label('absolute error (pixels in [0, 1])')
       bar.outline.set_visible(False)
     figure.suptitle(title)
+    if drawn.caption:
+      wrapped = textwrap.wrap(drawn.caption, int(size[0] * LETTERS))
+      figure.supxlabel('\n'.join(wrapped), fontsize=7)
 
   side = 1.1
-  size = (side * blocks * columns + 0.8, (side + 0.15) * rows + 2 * TITLE)
-  return Picture(name=name, png=render(size, paint), numbers=errors)
+  size = (side * blocks * columns + 0.8, (side + 0.15) * rows + 2.5 * TITLE)
+  return Picture(name=name, size=size, paint=paint, numbers=errors)
 
 
 def two_runs(
@@ -218,10 +228,11 @@ def two_runs(
   left_width = CELL * (len(runs) + 1)
   stacked = CELL * rows >= 2.2 * len(runs)
   right_width = 2.8 if stacked else 2.6 * len(runs)
+  wide, high = legend_size(labels, classes)
 
   def paint(figure):
     left, right = figure.subfigures(
-      1, 2, width_ratios=(left_width, right_width + 1.4)
+      1, 2, width_ratios=(left_width, right_width + wide)
     )
     axes = panels(left, rows, len(runs) + 1)
     for row, image in enumerate(images):
@@ -234,19 +245,20 @@ def two_runs(
     shape = (len(runs), 1) if stacked else (1, len(runs))
     plots = right.subplots(*shape, squeeze=False).flat
     for ax, run in zip(plots, runs, strict=True):
-      scatter(ax, points[run], labels, classes, legend=False)
-      bare(ax)
+      scatter(ax, points[run], labels, classes)
+      bare(ax, frame='0.7')
       ax.set_title(run)
       ax.set_box_aspect(1)
     right.suptitle('t-SNE of the features')
     if labels is not None:
-      name_classes(right, ax, loc='outside right center')
+      name_classes(right, ax)
 
   height = max(CELL * rows, 2.6) + TITLE
   numbers = {f'{run}/maps': maps[run] for run in runs}
   numbers |= {f'{run}/points': points[run] for run in runs}
   return Picture(
     name='compare',
-    png=render((left_width + right_width + 1.4, height), paint),
+    size=(left_width + right_width + wide, max(height, high)),
+    paint=paint,
     numbers=numbers,
   )

@@ -14,6 +14,7 @@ from transfer.extract import Extractor
 from transfer.job import Job
 from transfer.visualize.attention_depth import by_depth
 from transfer.visualize.attention_maps import query_map, windows_of
+from transfer.visualize.class_names import class_names
 from transfer.visualize.projections import choose_images, tsne
 
 
@@ -44,6 +45,11 @@ class Subject:
   def source(self) -> Source:
     """Test images where there are some, else training images."""
     return self.job.train if self.job.test is None else self.job.test
+
+  @functools.cached_property
+  def classes(self) -> tuple[str, ...]:
+    """Names of the classes of the images, as pictures show them."""
+    return class_names(self.job.config, self.source.classes or ())
 
   def spread(self, count: int) -> np.ndarray:
     """Numbers of images from all over the data set."""
