@@ -12,8 +12,8 @@ from training.state import Figure
 
 GREY = 0.5  # of hidden patches
 CAPTION = (
-  'Grey patches are masked: the encoder does not see them. Predictions stand in '
-  'their places; everything else is the input.'
+  'Grey patches are masked: the encoder does not see them. Predictions stand '
+  'in their places; everything else is the input.'
 )
 
 

@@ -78,6 +78,8 @@ METRICS: Mapping[str, Metric] = {
     'Gradient of the pixel loss, level {0}', 'grad level {0}', 'L2 norm'
   ),
   'weight_(.*)': Metric('Weight of {0}', 'weight {0}', 'weight'),
+  'momentum': Metric('Momentum of the teacher', 'momentum', 'momentum'),
+  'decay': Metric('Weight decay', 'decay', 'decay'),
   'teacher_temperature': Metric(
     'Teacher temperature', 'temperature', 'temperature'
   ),

@@ -39,8 +39,8 @@ class RePre:
   weights fixed at (1, 0) each of its parameters follows the base alone, bit
   for bit. Decoder and uncertainty weights are optimiser groups of their own,
   so that the base's recipe, clipping included, is untouched. Neither is part
-  of any teacher. Nothing is masked: the decoder rebuilds pixels that the encoder
-  sees, so its pictures show what the features keep.
+  of any teacher. Nothing is masked: the decoder rebuilds pixels that the
+  encoder sees, so its pictures show what the features keep.
 
   Attributes:
     base: a method whose Aux holds `features` and `images` of the views.

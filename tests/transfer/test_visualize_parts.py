@@ -10,7 +10,13 @@ from PIL import Image
 from sklearn.datasets import make_blobs
 
 from training.state import Figure
-from transfer.visualize import curves, drawing, plots, projections, sheets
+from transfer.visualize import (
+  curve_panels,
+  curves,
+  drawing,
+  projections,
+  sheets,
+)
 from transfer.visualize.neighbors import nearest
 
 
@@ -138,21 +144,21 @@ class TestCurves:
     groups = curves.grouped(runs)
     figure = Canvas(layout='constrained')
     names = list(runs)
-    plots.paint_group(figure, groups['losses'], groups['losses'], names)
+    curve_panels.paint_group(figure, groups['losses'], groups['losses'], names)
     (legend,) = figure.legends
     assert [t.get_text() for t in legend.get_texts()] == names
     panels = {ax.get_title(): ax for ax in figure.axes}
-    lines = {n.get_label(): n for n in panels['loss'].lines}
+    lines = {n.get_label(): n for n in panels['Training loss'].lines}
     np.testing.assert_array_equal(
       lines['base/seed0'].get_xydata(), [[5, 3], [15, 1.5]]
     )
     np.testing.assert_array_equal(lines['repre/seed0'].get_xydata(), [[5, 2]])
-    assert panels['loss'].get_xlabel() == 'step'
+    assert panels['Training loss'].get_xlabel() == 'step'
 
   def test_baselines_are_dotted_lines_beside_knn(self, runs):
     probes = curves.grouped(runs)['probes']
     figure = Canvas(layout='constrained')
-    plots.paint_group(
+    curve_panels.paint_group(
       figure, dict(knn_top1=probes['knn_top1']), probes, list(runs)
     )
     (ax,) = figure.axes
@@ -163,7 +169,7 @@ class TestCurves:
     assert trained.get_ydata().tolist() == [20.0, 30.0]
 
   def test_a_picture_for_every_group(self, runs):
-    found = plots.curve_pictures(curves.grouped(runs), list(runs))
+    found = curve_panels.curve_pictures(curves.grouped(runs), list(runs))
     assert [picture.name for picture in found] == [
       'curves_losses',
       'curves_probes',

@@ -26,8 +26,8 @@ class Album:
   Drawn by process 0 alone; what goes wrong there goes wrong everywhere.
 
   Args:
-    workdir: gets `images/NAME.png` (or other formats), figures.json, figures.npz and pictures in
-      TensorBoard.
+    workdir: gets `images/NAME.FORMAT`, figures.json, figures.npz and pictures
+      in TensorBoard.
     step: of the run, for TensorBoard.
     formats: what files there are of every picture, of `drawing.FORMATS`.
   """

@@ -119,10 +119,8 @@ def read_names(content: bytes) -> Mapping[str, str]:
 def _pair(key: str, value: Any) -> tuple[str, str]:
   if isinstance(value, str):
     return key, value
-  if (
-    isinstance(value, list) and value and all(isinstance(v, str) for v in value)
-  ):
-    return (
-      (value[0], value[1]) if key.isdigit() and value[1:] else (key, value[0])
-    )
-  raise ValueError(f'the name of {key!r} is {value!r}')
+  texts = isinstance(value, list) and all(isinstance(v, str) for v in value)
+  if not texts or not value:
+    raise ValueError(f'the name of {key!r} is {value!r}')
+  indexed = key.isdigit() and len(value) > 1
+  return (value[0], value[1]) if indexed else (key, value[0])

@@ -36,8 +36,8 @@ def visualize(
 
   Args:
     config: of the job.
-    workdir: gets `images/` in `config.format`, the numbers behind them (figures.json and
-      figures.npz) and summary.json.
+    workdir: gets `images/` in `config.format`, the numbers behind them
+      (figures.json and figures.npz) and summary.json.
     figures_of: (backbone, images [n, h, w, c] in [0, 1], dtype) -> the figures
       of the method that trained it, by name.
 
@@ -45,8 +45,8 @@ def visualize(
     The summary: {'pictures': names, 'left_out': {word: reason}, ...}.
 
   Raises:
-    ValueError: an unknown picture or format, a number out of range, or neither a
-      checkpoint nor runs.
+    ValueError: an unknown picture or format, a number out of range, or neither
+      a checkpoint nor runs.
   """
   words, formats = chosen(config.pictures), chosen_formats(config.format)
   check_fields(config)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from training.state import Figure
-from transfer.visualize import plots, projections, sheets
+from transfer.visualize import curve_panels, plots, projections, sheets
 from transfer.visualize.album import Draw, LeftOutError
 from transfer.visualize.curves import grouped, read_curves, short_names
 from transfer.visualize.neighbors import nearest
@@ -230,7 +230,7 @@ def curves(paths: Sequence[str]) -> Draw:
         runs[name] = read_curves(path)
       except ValueError as error:
         raise LeftOutError(str(error)) from error
-    return plots.curve_pictures(grouped(runs), names)
+    return curve_panels.curve_pictures(grouped(runs), names)
 
   return draw
 
