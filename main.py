@@ -134,8 +134,7 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
   )
   shown = figure_images(config.data, train if test is None else test, channels)
   shown = jax.device_put(shown, sharding.replicated(mesh))
-  if jax.process_index() == 0:
-    print(how, file=sys.stderr)
+  screen.note(how)
   with contextlib.closing(data):
     summary = loop.train(
       run,

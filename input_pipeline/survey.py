@@ -142,8 +142,13 @@ def _classes(source: Source) -> dict[str, Any] | None:
   )
 
 
-def as_text(found: Mapping[str, Any]) -> str:
-  """A survey of `survey` for a person to read, a line per fact."""
+def as_text(found: Mapping[str, Any], *, training: bool = True) -> str:
+  """A survey of `survey` for a person to read, a line per fact.
+
+  Args:
+    found: the survey.
+    training: whether options for a training on these images are shown.
+  """
   lines = [f'{found["name"]}: {found["images"]:,} images']
   classes = found['classes']
   if classes is None:
@@ -165,16 +170,17 @@ def as_text(found: Mapping[str, Any]) -> str:
     )
     lines.append(
       f'height x width: median {middle}, from {low} to {high}, '
-      f'{found["sizes"]:,} different'
+      f'{found["sizes"]:,} distinct size{"" if found["sizes"] == 1 else "s"}'
     )
     for name in ('turned_by_exif', 'animated'):
       if found[name]:
         lines.append(f'{name.replace("_", " ")}: {found[name]:,}')
-    lines.append(
-      'mean and std for the config: '
-      f'--config.encoder.mean={_tuple(found["mean"])} '
-      f'--config.encoder.std={_tuple(found["std"])}'
-    )
+    if training:
+      lines.append(
+        'mean and std for the config: '
+        f'--config.encoder.mean={_tuple(found["mean"])} '
+        f'--config.encoder.std={_tuple(found["std"])}'
+      )
   lines.append(f'unreadable: {found["unreadable"]:,}')
   lines += [f'  {k!r}: {v}' for k, v in found['unreadable_examples'].items()]
   return '\n  '.join(lines)

@@ -1,9 +1,11 @@
 """What a person reads while a job runs: lines on stderr that fit a terminal."""
 
 import codecs
+import itertools
 import logging
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 
 import jax
@@ -82,6 +84,22 @@ def say(text: str) -> None:
   if jax.process_index() == 0:
     tqdm.tqdm.write(text, file=sys.stderr)
     sys.stderr.flush()
+
+
+def note(text: str) -> None:
+  """As `say`; lines that are too wide are broken between words."""
+  lines = (
+    textwrap.wrap(
+      line,
+      columns(),
+      subsequent_indent=' ' * (len(line) - len(line.lstrip()) + 2),
+      break_long_words=False,  # paths and options are there to be copied
+      break_on_hyphens=False,
+    )
+    or ['']
+    for line in text.splitlines()
+  )
+  say('\n'.join(itertools.chain.from_iterable(lines)))
 
 
 def duration(seconds: float) -> str:

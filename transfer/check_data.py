@@ -1,10 +1,10 @@
 """What a data set holds and how its views look, before anything long runs."""
 
-import sys
 from typing import Any
 
 from input_pipeline import feed, mode, survey
 from input_pipeline.views import View
+from training import screen
 from training.figures import to_png
 from training.metrics import write_json
 from training.state import Figure
@@ -35,11 +35,11 @@ def check_data(config: Any, workdir: str) -> dict[str, Any]:
   for name, source in dict(train=train, test=test).items():
     if source is not None:
       found = survey.survey(source, channels, images=config.check_images)
-      print(f'{name}: {survey.as_text(found)}', file=sys.stderr)
+      screen.note(f'{name}: {survey.as_text(found, training=name == "train")}')
       summary[name] = found
   chosen, why = mode.choose(config.data.mode, train, channels)
   summary['mode'] = f'{chosen}: {why}'
-  print(f'mode: {summary["mode"]}', file=sys.stderr)
+  screen.note(f'mode: {summary["mode"]}')
   workdir = open_workdir(workdir)
   write_json(workdir / 'summary.json', summary)
   images, titles = survey.view_sheet(

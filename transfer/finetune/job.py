@@ -1,13 +1,11 @@
 """The job `finetune`: encoder and classifier, from a run or from scratch."""
 
-import sys
 from typing import Any
 
-import jax
 import ml_collections
 from etils import epath
 
-from training import loop, sharding
+from training import loop, screen, sharding
 from training.fields import check_fields
 from training.recipe import make_recipe
 from transfer.accuracy import Accuracy, classify
@@ -60,8 +58,7 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     average=config.average,
     chunks=config.chunks,
   )
-  if jax.process_index() == 0:
-    print(how, file=sys.stderr)
+  screen.note(how)
   headline = 'average' if config.average else 'last'
   extractor = job.extractor_of(classify(method))
   return train_job(

@@ -1,13 +1,11 @@
 """The job `linear_probe`: from a config to the accuracies of all probes."""
 
-import sys
 import time
 from typing import Any
 
-import jax
 from etils import epath
 
-from training import distributed, loop, sharding
+from training import distributed, loop, screen, sharding
 from training.checkpoint import Checkpoints
 from training.fields import check_fields
 from training.metrics import write_json
@@ -73,8 +71,7 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   def label(name, i):
     return f'{name}/lr{method.rates[i]:g}'
 
-  if jax.process_index() == 0:
-    print(how, file=sys.stderr)
+  screen.note(how)
   prepared = time.time() - began
   summary = train_job(
     job,
