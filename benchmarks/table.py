@@ -158,7 +158,7 @@ class Table:
     }
     for name, text in texts.items():
       part = self._out / f'{name}.part'
-      part.write_text(f'{text}\n')
+      part.write_text(f'{text}\n', encoding='utf-8')
       part.rename(self._out / name)
 
   def run(self) -> list[str]:
@@ -255,7 +255,7 @@ def main(argv: Sequence[str]) -> int:
       print(task.name, *task.options, *needs)
     return 0
   errors = table.run()
-  print(f'\n{(out / "table.md").read_text()}')
+  print(f'\n{(out / "table.md").read_text(encoding="utf-8")}')
   for error in errors:
     print(error, file=sys.stderr)
   return 1 if errors else 0
@@ -267,6 +267,7 @@ def _interrupt(*_) -> None:
 
 if __name__ == '__main__':
   signal.signal(signal.SIGTERM, _interrupt)
+  sys.stdout.reconfigure(errors='backslashreplace')  # of an ASCII locale
   try:
     sys.exit(main(sys.argv))
   except (flags.Error, ValueError) as error:

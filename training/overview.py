@@ -37,9 +37,8 @@ def overview(
     count = sum(sizes[name] for name in names)
     chosen = [rules[number][1] for number in numbers]
     end = f': {count:,} parameters, {_how(chosen, decays)}'
-    lines.append(
-      f'  {_fit(label(names, groups), columns() - 2 - len(end))}{end}'
-    )
+    words = _fit(label(names, groups), columns() - 2 - len(end))
+    lines.append(_fit(f'  {words}{end}', columns()))
   return '\n'.join(lines)
 
 
@@ -97,9 +96,10 @@ def label(names: Sequence[str], every: Mapping[str, Any]) -> str:
     whole, cut = _children(members, chosen)
     missing = _children(members, set(members) - chosen)[0]
     touched = whole + cut
-    if cut:
+    if cut or '' in missing:
       split = True
-      parts.append(f'{top}/{cut[0]}' if cut == touched else top)
+      one = cut == touched and len(cut) == 1 and cut[0]
+      parts.append(f'{top}/{cut[0]}' if one else top)
     elif not missing:
       parts.append(top)
     elif len(missing) < len(whole):
@@ -117,7 +117,8 @@ def _children(
   """Second parts of paths of which all parameters are chosen, or some."""
   below: dict[str, list[bool]] = {}
   for name in members:
-    child = (name.split('/') + [''])[1]
+    parts = name.split('/')
+    child = parts[1] if len(parts) > 2 else ''  # right below the top
     below.setdefault(child, []).append(name in chosen)
   whole = [child for child, hits in below.items() if all(hits)]
   cut = [c for c, hits in below.items() if any(hits) and not all(hits)]

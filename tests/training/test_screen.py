@@ -178,7 +178,8 @@ class TestGroups:
     ]
     monkeypatch.setattr('training.overview.columns', lambda: 50)
     lines = overview(self.SIZES, groups, rules).splitlines()
-    assert lines[1].startswith('  encoder...')
+    assert lines[1].startswith('  encoder w...: 96 parameters')
+    assert max(map(len, lines)) <= 50
 
 
 class TestLetters:

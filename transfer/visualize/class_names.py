@@ -14,7 +14,7 @@ from training import distributed, storage
 
 BESIDE = 'classes.json'
 # Of WordNet's lists: 'n01440764 tench, Tinca tinca'.
-_WORDS = re.compile(r'(n\d{8})\s+([^,]+)')
+_WORDS = re.compile(r'^(n\d{8}) +([^,\n]+)', re.MULTILINE)
 
 
 def class_names(config: Any, classes: Sequence[str]) -> tuple[str, ...]:
