@@ -57,7 +57,7 @@ def test_outputs_are_stripped(path):
 def test_quickstart(tmp_path):
   out = os.path.relpath(tmp_path / 'out', tiny_run.ROOT)
   text, images = execute('quickstart', OUT=out, **SHORT['quickstart'])
-  assert 'step 4/4' in text and '"best"' in text
+  assert 'step 4/4' in text and 'linear probe: top-1' in text
   assert len(images) >= 4
   assert (tmp_path / 'out/pretrain/summary.json').exists()
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from training import distributed, metrics, signals, watchdog
+from training import distributed, metrics, screen, signals, watchdog
 from training import workdir as workdirs
 from training.checkpoint import Checkpoints
 from training.evaluation import Drawing, Evaluation
@@ -129,7 +129,10 @@ def _where_it_stands(run, workdir, saved, data):
   if saved.steps():
     workdirs.check_config(workdir, run.config)
   fresh = dict(step=0, seconds=0.0, pending=[])
-  found = saved.restore(run.like) or (run.init(), fresh)
+  found = saved.restore(run.like)
+  if found is None:
+    screen.say('compiling the initial parameters ...')
+    found = run.init(), fresh
   workdirs.check_data(workdir, run.config, found[1].get('data'), data)
   workdirs.record(workdir, run.config)
   return found

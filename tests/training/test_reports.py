@@ -74,6 +74,27 @@ def test_tensorboard_reads_what_is_written(tmp_path):
   assert found == [(1, 0.5), (2, 1.0), (3, 7.0)]
 
 
+def test_errors_are_amplified_and_say_so():
+  cells = np.zeros((2, 2, 16, 16, 1))
+  cells[1, 1, 3:] = 0.2
+  titles = []
+  drawn = figures.ImageDraw.ImageDraw.text
+
+  def text(self, place, words, **options):
+    titles.append(words)
+    return drawn(self, place, words, **options)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(figures.ImageDraw.ImageDraw, 'text', text)
+    caption = 'Nothing is masked: the encoder sees the whole image, all of it.'
+    png = figures.to_png(Figure(cells, ('input', 'error'), caption))
+  assert titles[-2:] == ['input', 'error, white: 0.2']
+  assert ' '.join(titles[:-2]) == caption and len(titles) > 3  # in lines
+  sheet = np.asarray(Image.open(io.BytesIO(png)))
+  assert sheet[figures.TITLE : 300].max() == 255
+  assert cells.max() == 0.2  # the caller's stay as they are
+
+
 @pytest.mark.parametrize('channels', [1, 3, 4])
 def test_pictures_have_titles_gaps_and_exact_pixels(channels):
   cells = np.random.default_rng(0).random((2, 3, 16, 8, channels))

@@ -21,7 +21,7 @@ from pretrain.run_figures import run_figures
 from training.warm_start import load_params
 from training.workdir import WorkdirError
 from transfer.backbone import load_backbone
-from transfer.visualize.job import chosen
+from transfer.visualize.job import chosen, chosen_formats
 from transfer.visualize.pictures import listed
 from transfer.visualize.projections import principal
 
@@ -83,8 +83,8 @@ def seen():
 ALL = {
   'attention_block_1': (600, 500),
   'attention_block_0': (600, 500),
-  'tsne': (1000, 700),
-  'pca': (1000, 700),
+  'tsne': (800, 700),
+  'pca': (800, 700),
   'reconstruction': (600, 700),
   'depth': (1300, 500),
   'neighbors': (500, 600),
@@ -223,6 +223,19 @@ class TestPictures:
     assert again == json.loads((drawn[0] / 'summary.json').read_text())
 
 
+def test_a_workdir_from_before_there_were_formats(drawn):
+  """Its pictures are PNG: the same command finds the job finished."""
+  path = drawn[0] / 'config.json'
+  settings = json.loads(path.read_text())
+  del settings['format'], settings['class_names']
+  path.write_text(json.dumps(settings))
+  other = str(tiny_run.finished() / 'checkpoints' / '2')
+  fields = dict(compare=other, blocks=(-1, 0))
+  assert visualize(drawn[0], **fields)['pictures'] == list(ALL)
+  with pytest.raises(WorkdirError, match='format: png there, pdf now'):
+    visualize(drawn[0], **fields, format='pdf')
+
+
 def test_what_cannot_be_drawn_is_left_out(tmp_path, capsys):
   """No decoder, no reports; without labels t-SNE is grey."""
   run = tiny_run.copy(tiny_run.finished(), tmp_path / 'run')
@@ -258,9 +271,15 @@ class TestRuns:
     other = tmp_path / 'other'
     other.mkdir()
     (other / 'metrics.jsonl').write_text('{"step": 3, "loss": 1.25}\n')
-    settings = dict(checkpoint='', runs=f'{run},{other}')
+    settings = dict(checkpoint='', runs=f'{run},{other}', format='pdf,svg')
     summary = visualize(tmp_path / 'out', **settings)
     assert summary['pictures'][0] == 'curves_losses'
+    assert summary['formats'] == ['pdf', 'svg']
+    begin = dict(pdf=b'%PDF-', svg=b'<?xml')
+    files = list((tmp_path / 'out' / 'images').iterdir())
+    assert len(files) == 2 * len(summary['pictures'])
+    for path in files:
+      assert path.read_bytes().startswith(begin[path.suffix[1:]])
     assert 'curves_probes' in summary['pictures']
     assert 'config.checkpoint is not set' in summary['left_out']['attention']
     read = json.loads((tmp_path / 'out' / 'figures.json').read_text())
@@ -285,6 +304,17 @@ class TestWords:
       visualize(tmp_path / 'out', pictures=('pca', 'atention'))
     with pytest.raises(ValueError, match='config.pictures is empty'):
       chosen(())
+    assert not (tmp_path / 'out').exists()
+
+  def test_unknown_formats(self, tmp_path):
+    assert chosen_formats('PNG, pdf,png') == ('png', 'pdf')
+    assert chosen_formats(('svg',)) == ('svg',)
+    with pytest.raises(
+      ValueError, match="'eps'.*config.format|config.format.*'eps'"
+    ):
+      visualize(tmp_path / 'out', format='png,eps')
+    with pytest.raises(ValueError, match='empty; known: png, pdf, svg'):
+      chosen_formats(' ,')
     assert not (tmp_path / 'out').exists()
 
   def test_commas_as_on_the_command_line(self):

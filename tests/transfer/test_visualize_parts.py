@@ -14,6 +14,7 @@ from transfer.visualize import (
   curve_panels,
   curves,
   drawing,
+  plots,
   projections,
   sheets,
 )
@@ -154,6 +155,7 @@ class TestCurves:
     )
     np.testing.assert_array_equal(lines['repre/seed0'].get_xydata(), [[5, 2]])
     assert panels['Training loss'].get_xlabel() == 'step'
+    assert panels['Reconstruction loss'].get_ylabel() == 'loss'
 
   def test_baselines_are_dotted_lines_beside_knn(self, runs):
     probes = curves.grouped(runs)['probes']
@@ -167,6 +169,8 @@ class TestCurves:
     assert pixels.get_linestyle() == ':'
     assert [t.get_text() for t in ax.texts] == ['raw pixels']
     assert trained.get_ydata().tolist() == [20.0, 30.0]
+    assert ax.get_title() == 'k-NN top-1'
+    assert ax.get_ylabel() == 'accuracy (%)'
 
   def test_a_picture_for_every_group(self, runs):
     found = curve_panels.curve_pictures(curves.grouped(runs), list(runs))
@@ -188,6 +192,56 @@ class TestCurves:
   def test_nothing_reported(self, tmp_path):
     with pytest.raises(ValueError, match='no reports to draw in .*metrics'):
       curves.read_curves(tmp_path)
+
+
+class TestPlots:
+  @pytest.mark.parametrize('count', [3, 12, 30, 31])
+  def test_classes_can_be_told_apart_and_are_all_named(self, count):
+    """Also by those who see no red or green; nothing is cut off."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(4 * count) % count
+    picture = plots.projection(
+      'tsne',
+      rng.normal(size=(len(labels), 2)),
+      title='t',
+      labels=labels,
+      classes=[f'a class of number {i}' for i in range(count)],
+      indices=labels,
+    )
+    figure = Canvas(figsize=picture.size, layout='constrained')
+    picture.paint(figure)
+    figure.draw_without_rendering()
+    if count > plots.NAMED:
+      _, bar = figure.axes
+      assert bar.get_ylabel() == 'class, numbered by its name'
+      return
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [f'a class of number {i}' for i in range(count)]
+    (ax,) = figure.axes
+    assert ax.get_xlabel() == 't-SNE dimension 1'
+    looks = {
+      (tuple(dots.get_facecolor()[0]), dots.get_paths()[0].vertices.tobytes())
+      for dots in ax.collections
+    }
+    assert len(looks) == count
+    box, page = legend.get_window_extent(), figure.bbox
+    assert 0 <= box.x0 and box.x1 <= page.x1
+    assert 0 <= box.y0 and box.y1 <= page.y1
+    assert ax.get_window_extent().width > 0.4 * page.width
+
+  def test_names_at_the_side_keep_their_distance(self):
+    found = curve_panels.spread([0.1, 0.11, 0.12, 0.9], 0.1)
+    assert np.diff(found).min() > 0.099
+    np.testing.assert_allclose(found, [0.01, 0.11, 0.21, 0.9], atol=1e-3)
+    assert curve_panels.spread([], 0.1) == []
+
+  @pytest.mark.parametrize('kind', ['pdf', 'svg'])
+  def test_files_of_the_same_numbers_are_the_same(self, kind):
+    picture = drawing.Picture(
+      name='a', size=(1, 1), paint=lambda figure: figure.subplots().plot([1, 2])
+    )
+    assert picture.file(kind) == picture.file(kind)
 
 
 class TestSheets:
@@ -251,7 +305,8 @@ class TestSheets:
   def test_reconstructions(self, rows):
     cells = np.random.default_rng(0).random((rows, 3, 8, 8, 1), np.float32)
     columns = ('input', 'reconstruction', 'error')
-    picture = sheets.figure_sheet('r', Figure(cells, columns), title='t')
+    figure = Figure(cells, columns, 'Nothing is masked.')
+    picture = sheets.figure_sheet('r', figure, title='t')
     np.testing.assert_allclose(
       picture.numbers['error'], cells[:, 2].mean((1, 2, 3)), rtol=1e-5
     )
