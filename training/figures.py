@@ -59,7 +59,7 @@ def _amplified(errors: np.ndarray) -> str:
   Args:
     errors: [rows, h, w, c], not negative.
   """
-  factor = int(np.clip(1 / max(float(errors.max()), 1e-6), 1, 20))
+  factor = int(np.clip(1 / max(float(errors.max()), 1e-6) + 1e-3, 1, 20))
   errors *= factor
   return f'error, white: {1 / factor:.2g}'
 
