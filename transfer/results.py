@@ -209,7 +209,8 @@ def _next(config: Any, summary: Summary, workdir: epath.Path) -> list[str]:
   follows = FOLLOWS[task]
   if not checkpoint:
     return []
-  target = workdir.parent / f'{workdir.name}_{follows}'
+  run = epath.Path(checkpoint).stem or workdir.name
+  target = workdir.parent / f'{run}_{follows}'
   options = [f'--config.checkpoint={checkpoint}', f'--workdir={target}']
   if follows == 'export':
     words = ['--config=configs/export.py:timm', *options]

@@ -26,8 +26,8 @@ from training.warm_start import given
 LOSSES = ('contrast', 'pixels')
 STATE = 'weighting'  # of the weighting, in method_state
 CAPTION = (
-  'The encoder sees the whole input: nothing is masked. A sharp reconstruction '
-  'shows what its features keep, not what they predict.'
+  'The encoder sees the whole input: nothing is masked. Sharp pictures show '
+  'what its features keep, not predictions.'
 )
 
 

@@ -68,7 +68,9 @@ class Album:
       for kind in self._formats:
         path = folder / f'{picture.name}.{kind}'
         storage.write_whole(path, picture.file(kind))
-        screen.say(f'picture: {path}')
+      endings = ','.join(self._formats)
+      endings = f'{{{endings}}}' if len(self._formats) > 1 else endings
+      screen.say(f'picture: {folder / picture.name}.{endings}')
       self._events.image(self._step, picture.name, picture.png)
       for name, value in picture.numbers.items():
         if isinstance(value, np.ndarray):

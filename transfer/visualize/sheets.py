@@ -54,7 +54,7 @@ def attention_sheet(
   titles = [
     'input',
     'mean of heads' if total > 1 else 'attention',
-    f'top {mass:.0%}',
+    f'{mass:.0%} of the sum',
     *(f'head {head}' for head in chosen),
   ]
 
