@@ -80,6 +80,7 @@ METRICS: Mapping[str, Metric] = {
   'weight_(.*)': Metric('Weight of {0}', 'weight {0}', 'weight'),
   'momentum': Metric('Momentum of the teacher', 'momentum', 'momentum'),
   'decay': Metric('Weight decay', 'decay', 'decay'),
+  'optimum_(.*)': Metric('Optimal weight of {0}', 'optimum {0}', 'weight'),
   'teacher_temperature': Metric(
     'Teacher temperature', 'temperature', 'temperature'
   ),

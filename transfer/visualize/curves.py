@@ -15,7 +15,7 @@ GROUPS = {
   'probes': r'(knn|linear|fewshot)_.*|.*top[15]|accuracy|miou',
   'features': r'effective_rank|feature_std|mean_cosine|contrast_accuracy'
   r'|.*entropy',
-  'optimisation': r'lr|.*_lr|decay|momentum|grad_.*|weight_.*|bad_steps'
+  'optimisation': r'lr|.*_lr|decay|momentum|grad_.*|(weight|optimum)_.*|bad_steps'
   r'|.*temperature',
   'speed': r'images_per_second|seconds_per_step',
   'others': r'.*',
