@@ -209,8 +209,10 @@ def _next(config: Any, summary: Summary, workdir: epath.Path) -> list[str]:
   follows = FOLLOWS[task]
   if not checkpoint:
     return []
-  run = epath.Path(checkpoint).stem or workdir.name
-  target = workdir.parent / f'{run}_{follows}'
+  run = epath.Path(checkpoint)
+  if run.parent.name == 'checkpoints':  # one step of a run
+    run = run.parent.parent
+  target = workdir.parent / f'{run.name}_{follows}'
   options = [f'--config.checkpoint={checkpoint}', f'--workdir={target}']
   if follows == 'export':
     words = ['--config=configs/export.py:timm', *options]

@@ -15,8 +15,8 @@ GROUPS = {
   'probes': r'(knn|linear|fewshot)_.*|.*top[15]|accuracy|miou',
   'features': r'effective_rank|feature_std|mean_cosine|contrast_accuracy'
   r'|.*entropy',
-  'optimisation': r'lr|.*_lr|decay|momentum|grad_.*|(weight|optimum)_.*|bad_steps'
-  r'|.*temperature',
+  'optimisation': r'lr|.*_lr|decay|momentum|grad_.*|(weight|optimum)_.*'
+  r'|bad_steps|.*temperature',
   'speed': r'images_per_second|seconds_per_step',
   'others': r'.*',
 }
