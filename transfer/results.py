@@ -54,7 +54,7 @@ def ending(config: Any, summary: Summary, workdir: epath.PathLike) -> str:
   """
   workdir = _short(storage.resolve(workdir))
   lines = [*RESULTS[config.task](summary, workdir)]
-  if config.task != 'visualize':  # it names them itself
+  if config.task not in ('visualize', 'check_data'):  # these name them
     pictures = sorted((workdir / 'images').glob('*.png'))
     lines += [f'picture: {path}' for path in pictures[-1:]]
   kept = [name for name in FILES if (workdir / name).exists()]
