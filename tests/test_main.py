@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import sys
 import types
@@ -123,7 +124,8 @@ class TestWorkdir:
     for name in files:
       image = Image.open(run / 'images' / name)
       # 8 rows of input, reconstruction and error; 16 px are enlarged to 128.
-      assert image.size == (3 * 132 + 4, 20 + 8 * 132 + 4)
+      # Below stands in two lines that nothing is masked.
+      assert image.size == (3 * 132 + 4, 20 + 8 * 132 + 4 + 2 * 20)
       pixels = np.asarray(image.convert('RGB'), np.float32)
       for column in range(3):
         cell = pixels[24:152, 4 + column * 132 : 132 + column * 132]
@@ -258,14 +260,16 @@ class TestInitFrom:
     np.testing.assert_array_equal(found[name], load_params(source)[name])
     assert (found[name] != load_params(run)[name]).any()
 
-  def test_the_rest_of_another_method_is_drawn(self, run, tmp_path, caplog):
+  def test_the_rest_of_another_method_is_drawn(self, run, tmp_path, capsys):
     found = self.start(tmp_path, run, method__hidden=48, method__out=8)
     wanted = load_params(run)
     for name in wanted:
       if name.startswith('encoder/'):
         np.testing.assert_array_equal(found[name], wanted[name])
     assert found['projector/dense_0/kernel'].shape == (32, 48)
-    assert 'projector/dense_0/kernel' in caplog.text
+    shown = capsys.readouterr().err
+    assert re.search(r'start: \d+ of \d+ arrays of ', shown)
+    assert re.search(r'  start fresh: .*projector \(\d+\)', shown)
 
   @pytest.mark.parametrize(
     'fields, told',

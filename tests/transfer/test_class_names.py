@@ -61,7 +61,7 @@ def test_a_file_of_another_meaning_is_left_alone(tmp_path, content):
 
 
 def test_a_table_that_was_asked_for_must_fit(tmp_path):
-  with pytest.raises(FileNotFoundError, match='config.class_names: .*gone'):
+  with pytest.raises(FileNotFoundError, match='class_names is no file: .*gone'):
     class_names(config(names=str(tmp_path / 'gone')), CLASSES)
   path = tmp_path / 'names.json'
   path.write_text('{"cat": "Katze"}')

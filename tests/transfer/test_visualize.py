@@ -317,6 +317,11 @@ class TestWords:
       chosen_formats(' ,')
     assert not (tmp_path / 'out').exists()
 
+  def test_a_missing_table_of_classes(self, tmp_path):
+    with pytest.raises(FileNotFoundError, match='config.class_names'):
+      visualize(tmp_path / 'out', class_names=str(tmp_path / 'names.csv'))
+    assert not (tmp_path / 'out').exists()
+
   def test_commas_as_on_the_command_line(self):
     assert chosen(('tsne,pca', 'tsne')) == ('tsne', 'pca')
     assert chosen('depth') == ('depth',)

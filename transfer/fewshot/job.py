@@ -178,7 +178,8 @@ def table(results: Mapping[str, Any]) -> str:
     results: `fewshot` of the summary.
   """
   lines = []
-  for name, result in results.items():
+  # JSON, from which the results may come, is sorted by name.
+  for name, result in sorted(results.items(), key=lambda x: x[1]['images']):
     for solver in ('logistic', 'ridge'):
       if not result[solver]:
         continue

@@ -1,6 +1,7 @@
 """Readable names of classes: of a table, or of `classes.json` by the data."""
 
 import csv
+import errno
 import io
 import json
 import re
@@ -39,20 +40,12 @@ def class_names(config: Any, classes: Sequence[str]) -> tuple[str, ...]:
 
 def _names(config: Any, classes: Sequence[str]) -> list[str]:
   if config.class_names:
-    path = epath.Path(config.class_names).expanduser()
-    if not path.exists():
-      raise FileNotFoundError(f'config.class_names: there is no file {path}')
-    try:
-      table = read_names(path.read_bytes())
-    except ValueError as error:
+    table = read_table(config.class_names)
+    if classes and not table.keys() & set(classes):
       raise ValueError(
-        f'config.class_names={path} is neither JSON nor a table of classes and '
-        f'names ({error})'
-      ) from error
-    if not table.keys() & set(classes):
-      raise ValueError(
-        f'config.class_names={path} names none of the classes, which are '
-        f'{", ".join(list(classes)[:5])}{", ..." if len(classes) > 5 else ""}'
+        f'config.class_names={config.class_names} names none of the classes, '
+        f'which are {", ".join(list(classes)[:5])}'
+        f'{", ..." if len(classes) > 5 else ""}'
       )
     return [table.get(name, name) for name in classes]
   for content in _beside(config.data.get('data_dir')):
@@ -63,6 +56,27 @@ def _names(config: Any, classes: Sequence[str]) -> list[str]:
     if table.keys() & set(classes):
       return [table.get(name, name) for name in classes]
   return list(classes)
+
+
+def read_table(path: epath.PathLike) -> Mapping[str, str]:
+  """{class: name} of the table that `config.class_names` is.
+
+  Raises:
+    FileNotFoundError: there is no such table.
+    ValueError: it cannot be read.
+  """
+  path = epath.Path(path).expanduser()
+  if not path.exists():
+    raise FileNotFoundError(
+      errno.ENOENT, 'config.class_names is no file', str(path)
+    )
+  try:
+    return read_names(path.read_bytes())
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f'config.class_names={path} is neither JSON nor a table of classes and '
+      f'names ({error})'
+    ) from error
 
 
 def _beside(data_dir: str | None) -> Iterator[bytes]:

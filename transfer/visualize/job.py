@@ -14,6 +14,7 @@ from training.metrics import write_json
 from transfer.backbone import load_backbone
 from transfer.job import Job, run_job
 from transfer.visualize.album import Album
+from transfer.visualize.class_names import read_table
 from transfer.visualize.curves import short_names
 from transfer.visualize.drawing import FORMATS
 from transfer.visualize.pictures import (
@@ -47,9 +48,12 @@ def visualize(
   Raises:
     ValueError: an unknown picture or format, a number out of range, or neither
       a checkpoint nor runs.
+    FileNotFoundError: there is no `config.class_names`.
   """
   words, formats = chosen(config.pictures), chosen_formats(config.format)
   check_fields(config)
+  if config.class_names:
+    read_table(config.class_names)
   if config.checkpoint:
     work = functools.partial(_of_checkpoint, words, formats, figures_of)
     return run_job(config, workdir, work)

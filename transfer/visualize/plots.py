@@ -47,6 +47,14 @@ def short(name: str, longest: int = LONGEST) -> str:
   return name if len(name) <= longest else f'{name[: longest - 1]}…'
 
 
+def without_scale(ax: Any) -> None:
+  """Axes of a t-SNE, whose numbers mean nothing: names and a thin frame."""
+  bare(ax, frame='0.7')
+  for spine in ax.spines.values():
+    spine.set_linewidth(0.6)
+  ax.set(xlabel='t-SNE dimension 1', ylabel='t-SNE dimension 2')
+
+
 def legend_size(
   labels: np.ndarray | None, classes: Sequence[str]
 ) -> tuple[float, float]:
@@ -117,10 +125,7 @@ def projection(
       name_classes(figure, ax)
     ax.set_title(title)
     if explained is None:
-      bare(ax, frame='0.7')
-      for spine in ax.spines.values():
-        spine.set_linewidth(0.6)
-      ax.set(xlabel='t-SNE dimension 1', ylabel='t-SNE dimension 2')
+      without_scale(ax)
       return
     for put, number, share in zip(
       (ax.set_xlabel, ax.set_ylabel), '12', explained, strict=True

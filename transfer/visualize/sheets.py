@@ -17,7 +17,13 @@ from transfer.visualize.drawing import (
   panels,
   show,
 )
-from transfer.visualize.plots import legend_size, name_classes, scatter, short
+from transfer.visualize.plots import (
+  legend_size,
+  name_classes,
+  scatter,
+  short,
+  without_scale,
+)
 
 CELL = 0.95  # inches
 TITLE = 0.4
@@ -246,7 +252,7 @@ def two_runs(
     plots = right.subplots(*shape, squeeze=False).flat
     for ax, run in zip(plots, runs, strict=True):
       scatter(ax, points[run], labels, classes)
-      bare(ax, frame='0.7')
+      without_scale(ax)
       ax.set_title(run)
       ax.set_box_aspect(1)
     right.suptitle('t-SNE of the features')
