@@ -127,6 +127,8 @@ FREE = (
   'checkpoint',
   'compare',
   'runs',
+  'format',  # with commas between; see `transfer.visualize.job`
+  'class_names',
   'data.data_dir',
   'data.split',
   'data.test_split',
