@@ -123,6 +123,8 @@ RANGES: Mapping[str, Range] = {
   'method.repre.fusion_layers': COUNT,
   'method.repre.weights': several(AT_LEAST_0, PAIR),
   'method.repre.weighting_lr': AT_LEAST_0,
+  'method.repre.weighting_window': COUNT,
+  'method.weighting_window': COUNT,  # of a masked branch
   # Masked methods, and masked branches beside contrastive ones.
   'method.mask_ratio': INSIDE,
   'method.mask_unit': COUNT,

@@ -80,7 +80,8 @@ WORDS: Mapping[str, Sequence[str]] = {
   'method.head': ('simclr', 'moco_v3', 'official'),
   'method.repre.fusion': FUSIONS,
   'method.repre.view': ('view1', 'view2', 'both'),
-  'method.repre.weighting': ('uncertainty', 'fixed'),
+  'method.repre.weighting': ('balanced', 'uncertainty', 'fixed'),
+  'method.weighting': ('balanced', 'fixed'),  # of a masked branch
   'method.masking': ('random', 'blocks'),
   'method.focus': ('none', 'sample', 'topk'),
   'method.target': ('hog', 'pixels'),
