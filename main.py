@@ -9,9 +9,10 @@ is an error, told in one line above its traceback.
 
 import sys
 
-from training import describe
+from training import describe, letters
 
 if __name__ == '__main__':  # before the imports below, which take seconds
+  letters.accept_any_encoding()
   describe.leave_if_asked(sys.argv)
 
 import contextlib

@@ -38,6 +38,7 @@ from benchmarks.rows import PRESETS, Preset, Row
 from benchmarks.table_jobs import PROBES, Job, job
 from benchmarks.table_lines import COLUMNS, line
 from benchmarks.table_runs import EXIT_STOPPED, Runs, remaining
+from training import letters
 
 FLAGS = flags.FlagValues()  # of its own, as in `benchmarks.step`
 OWN = dict(flag_values=FLAGS)
@@ -267,7 +268,7 @@ def _interrupt(*_) -> None:
 
 if __name__ == '__main__':
   signal.signal(signal.SIGTERM, _interrupt)
-  sys.stdout.reconfigure(errors='backslashreplace')  # of an ASCII locale
+  letters.accept_any_encoding()
   try:
     sys.exit(main(sys.argv))
   except (flags.Error, ValueError) as error:

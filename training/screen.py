@@ -1,6 +1,5 @@
 """What a person reads while a job runs: lines on stderr that fit a terminal."""
 
-import codecs
 import itertools
 import logging
 import shutil
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 import jax
 import tqdm
 
+from training import letters
 from training.metric_names import metric, value_text
 
 WIDTH = 100  # columns of a report, or those of a narrower terminal
@@ -58,18 +58,6 @@ EVALUATION = (
   'knn_top5',
   'probe_top5',
 )
-PLAIN = {
-  '±': '+-',
-  '×': 'x',
-  '·': '*',
-  '…': '...',
-  '–': '-',
-  '−': '-',
-  '√': 'sqrt ',
-  'λ': 'lambda',
-  'α': 'alpha',
-  'τ': 'tau',
-}
 
 
 def columns() -> int:
@@ -179,18 +167,6 @@ def _weakest(fields: Mapping[str, str]) -> str:
   return list(fields)[-1]
 
 
-def _plain(error: UnicodeError) -> tuple[str, int]:
-  """Letters that an encoding lacks, in ASCII or as an escape."""
-  if not isinstance(error, UnicodeEncodeError):
-    raise error
-  letters = error.object[error.start : error.end]
-  out = (
-    PLAIN.get(x) or x.encode('ascii', 'backslashreplace').decode()
-    for x in letters
-  )
-  return ''.join(out), error.end
-
-
 class _Warnings(logging.Handler):
   """Log records as lines like all others: 'WARNING: message'."""
 
@@ -209,10 +185,7 @@ def set_up() -> None:
   stream lacks (ASCII, Windows-1252) are written in ASCII instead of raising
   UnicodeEncodeError.
   """
-  codecs.register_error('plain', _plain)
-  for stream in (sys.stdout, sys.stderr):
-    if hasattr(stream, 'reconfigure'):  # not where a test or notebook took over
-      stream.reconfigure(errors='plain')
+  letters.accept_any_encoding()
   root = logging.getLogger()
   for handler in list(root.handlers):
     # Of `basicConfig`, which a library calls when it is imported: its lines

@@ -205,6 +205,19 @@ class TestLetters:
     for stream in (done.stdout, done.stderr):
       assert stream.decode(encoding).splitlines()[-1] == want
 
+  def test_the_fields_of_a_config_in_ascii(self):
+    done = subprocess.run(
+      [sys.executable, 'main.py', '--config=configs/fewshot.py']
+      + ['--print_config'],
+      cwd=tiny_run.ROOT,
+      env=tiny_run.environment(PYTHONIOENCODING='ascii'),
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'penalties lambda' in done.stdout
+
   def test_warnings_are_lines_without_the_logger(self, capsys):
     root = logging.getLogger()
     before = list(root.handlers)
