@@ -319,6 +319,9 @@ class TestWorkdir:
     fields = dict(log_every=2, eval_every=2, checkpoint_every=3)
     fields |= dict(keep_checkpoints=1, watchdog=5, nonfinite_limit=7)
     nested = dict(knn__k=3, knn__temperature=0.1, data__workers=1)
+    config = json.loads((workdir / 'config.json').read_text())
+    del config['method']['repre']['weighting_window']  # older runs lack it
+    (workdir / 'config.json').write_text(json.dumps(config))
     tiny_run.pretrain(workdir, **fields, **nested)
     config = json.loads((workdir / 'config.json').read_text())
     assert {name: config[name] for name in fields} == fields

@@ -49,7 +49,12 @@ FREE = {
 }
 # Fields that older runs lack, and the value that stands for their absence.
 # A field that is None there and absent here, or the other way, is equal, too.
-ADDED = {'format': 'png'}
+ADDED = {
+  'format': 'png',
+  'method.repre.weighting_window': 10,
+  'method.masked.weighting_window': 10,
+  'method.masked.weighting': 'fixed',
+}
 SHARED_SECONDS = 30
 
 
