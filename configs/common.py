@@ -35,9 +35,6 @@ SMALL = ('cifar10', 'photos')  # data that `small` is for
 # Heads of DINO's and DeiT's ViT where MoCo v3's has others.
 DEIT_HEADS = dict(vit_ti=3, vit_s=6)
 
-# Words for RePre; with the second its weights are learned, as in the paper.
-REPRE = ('repre', 'repre_learned')
-
 CHECKPOINT = '; the encoder is that of config.checkpoint'
 
 
@@ -225,33 +222,6 @@ def deit(word: str, *, image_size: int, **fields) -> dict:
   if name in DEIT_HEADS:
     learned.update(num_heads=DEIT_HEADS[name])
   return encoder(word, **learned | fields)
-
-
-def repre(words: ml_collections.ConfigDict) -> dict | None:
-  """RePre's branch, with the decoder width that suits an encoder.
-
-  Args:
-    words: of `parse`, with the flags REPRE.
-
-  Returns:
-    Fields of `method.repre`; None without one of the words.
-  """
-  if not (words.repre or words.repre_learned):
-    return None
-  return dict(
-    width=DECODER_WIDTH[family(words.encoder)],
-    levels=4,  # 1: the deepest alone
-    fusion='conv',  # or 'transformer'
-    fusion_layers=2,
-    lateral=True,
-    view='view1',  # or 'view2', 'both'
-    level_gradients=False,  # report which levels the decoder teaches
-    # 'balanced': each loss over its mean; 'uncertainty': learned; 'fixed'
-    weighting='uncertainty' if words.repre_learned else 'balanced',
-    weighting_window=10,  # steps of the mean, where weighting='balanced'
-    weighting_lr=1e-3,  # where weighting='uncertainty'
-    weights=(1.0, 1.0),  # of contrast and pixels, where weighting='fixed'
-  )
 
 
 def whole_cells(config: ml_collections.ConfigDict, word: str) -> None:

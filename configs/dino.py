@@ -32,7 +32,7 @@ CROPS = dict(crops0=0, crops6=6, crops8=8, crops10=10)
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  flags = (*common.REPRE, *beside.FLAGS, *CROPS)
+  flags = (*beside.REPRE, *beside.FLAGS, *CROPS)
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 1024, 300.0
@@ -57,7 +57,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     warmup_teacher_epochs=30,
     freeze_last_epochs=1,
     frozen_patch_embed=False,
-    repre=common.repre(words),
+    repre=beside.repre(words),
   )
   config.optim = optim.adamw(
     base_lr=5e-4,

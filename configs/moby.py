@@ -25,7 +25,7 @@ from configs.data import DATA
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  flags = (*common.REPRE, *beside.FLAGS)
+  flags = (*beside.REPRE, *beside.FLAGS)
   words = common.parse(arg, encoder='swin_t', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 512, 300.0
@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     temperature=0.2,
     momentum=0.99,
     frozen_patch_embed=False,
-    repre=common.repre(words),
+    repre=beside.repre(words),
   )
   config.optim = optim.adamw(
     base_lr=1e-3,

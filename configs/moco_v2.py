@@ -27,7 +27,7 @@ from configs.data import DATA
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A recipe for ViT, and presets for small data."""
-  flags = (*common.REPRE, *beside.FLAGS)
+  flags = (*beside.REPRE, *beside.FLAGS)
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 1024, 300.0
@@ -45,7 +45,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     momentum=0.999,
     symmetric=True,
     frozen_patch_embed=True,
-    repre=common.repre(words),
+    repre=beside.repre(words),
   )
   config.optim = optim.adamw(base_lr=1.5e-4, decay=0.1, warmup_epochs=40.0)
   if head := common.small(config, words.data):

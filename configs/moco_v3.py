@@ -25,7 +25,7 @@ from configs.data import DATA
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  flags = (*common.REPRE, *beside.FLAGS)
+  flags = (*beside.REPRE, *beside.FLAGS)
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 4096, 300.0
@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     temperature=0.2,
     momentum=0.99,
     frozen_patch_embed=True,
-    repre=common.repre(words),
+    repre=beside.repre(words),
   )
   config.optim = optim.adamw(base_lr=1.5e-4, decay=0.1, warmup_epochs=40.0)
   # Fewer negatives and short runs want smaller heads and a higher rate.

@@ -28,7 +28,7 @@ from configs.data import DATA
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  flags = (*common.REPRE, *beside.FLAGS, 'lars')
+  flags = (*beside.REPRE, *beside.FLAGS, 'lars')
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 4096, 300.0
@@ -49,7 +49,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     layers=3,
     temperature=0.1,
     frozen_patch_embed=True,
-    repre=common.repre(words),
+    repre=beside.repre(words),
   )
   config.optim = optim.adamw(base_lr=2e-4, decay=0.1, warmup_epochs=40.0)
   if words.lars:

@@ -25,7 +25,7 @@ from configs.data import DATA
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A recipe for ViT, and presets for small data."""
-  flags = (*common.REPRE, *beside.FLAGS)
+  flags = (*beside.REPRE, *beside.FLAGS)
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 512, 100.0
@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     bottleneck=512,
     constant_predictor_lr=True,
     frozen_patch_embed=False,
-    repre=common.repre(words),
+    repre=beside.repre(words),
   )
   config.optim = optim.adamw(base_lr=1e-4, decay=0.03, warmup_epochs=10.0)
   if head := common.small(config, words.data):

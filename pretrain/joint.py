@@ -14,6 +14,7 @@ from training.warm_start import given
 
 PREFIX = 'masked_'  # of the branches' parameters, metrics and figures
 LOSSES = ('contrast', 'masked')
+WEIGHTINGS = ('balanced', 'fixed')
 STATE = 'masked_weighting'  # of the weighting, in method_state
 
 

@@ -26,7 +26,7 @@ GROUPS = {
   'common.weights': 'weights',
   'common.encoder': 'encoder',
   'common.deit': 'encoder',
-  'common.repre': 'method.repre',
+  'beside.repre': 'method.repre',
   'data._data': 'data',
   'data.photos': 'data',
   'data.folder': 'data',

@@ -78,7 +78,7 @@ def make_method(
         'method.masked',
         # Runs from before there was a choice had fixed weights.
         beside.pop('weighting', 'fixed'),
-        ('balanced', 'fixed'),
+        joint.WEIGHTINGS,
         joint.LOSSES,
         weights=(
           beside.pop('contrast_weight', 1.0),

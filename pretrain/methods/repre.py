@@ -24,6 +24,7 @@ from training.state import Aux, Figure
 from training.warm_start import given
 
 LOSSES = ('contrast', 'pixels')
+WEIGHTINGS = ('balanced', 'uncertainty', 'fixed')
 STATE = 'weighting'  # of the weighting, in method_state
 CAPTION = (
   'The encoder sees the whole input: nothing is masked. Sharp pictures show '
@@ -241,7 +242,7 @@ def repre(
     weighting=make_weighting(
       'method.repre',
       weighting,
-      ('balanced', 'uncertainty', 'fixed'),
+      WEIGHTINGS,
       LOSSES,
       weights=weights,
       window=weighting_window,

@@ -22,10 +22,11 @@ from models import (
   windows,
 )
 from models import relative as positions
-from pretrain import branch, masks, methods, mimic
+from pretrain import branch, joint, masks, methods, mimic
 from pretrain.methods.local_mim import TARGETS
 from pretrain.methods.mae import DECODERS
 from pretrain.methods.moco_v2 import HEADS as MOCO_HEADS
+from pretrain.methods.repre import WEIGHTINGS
 from pretrain.methods.simclr import HEADS
 from training import optim, ranges, recipe, words
 from training.fields import check_fields
@@ -263,7 +264,9 @@ SOURCES = {
   'method.name': methods.METHODS,
   'method.masked.name': methods.MASKED,
   'method.head': {*HEADS, *MOCO_HEADS},
+  'method.weighting': joint.WEIGHTINGS,
   'method.repre.fusion': decoders.FUSIONS,
+  'method.repre.weighting': WEIGHTINGS,
   'method.decoder.fusion': decoders.FUSIONS,
   'method.masking': masks.KINDS,
   'method.focus': masks.FOCUS,
