@@ -89,7 +89,23 @@ def _pretrain(summary: Summary, workdir: epath.Path) -> list[str]:
   lines = [scores_line(summary)] if scores_line(summary) else []
   if 'probe_top1' in summary:
     lines.append(f'online probe: {_tops(summary, "probe_")}')
+  weights = [
+    f'{name} {summary[f"weight_{name}"]:.3g} (optimum {optimum:.3g})'
+    for name, optimum in _under('optimum_', summary)
+    if f'weight_{name}' in summary
+  ]
+  if weights:
+    lines.append(f'weights of the losses: {", ".join(weights)}')
   return lines + _speed(summary)
+
+
+def _under(prefix: str, found: Summary) -> list[tuple[str, Any]]:
+  """(rest of the key, value) of what begins with a prefix."""
+  return [
+    (key.removeprefix(prefix), value)
+    for key, value in found.items()
+    if key.startswith(prefix)
+  ]
 
 
 def _tops(found: Summary, prefix: str = '') -> str:
@@ -107,7 +123,7 @@ def _knn(summary: Summary, workdir: epath.Path) -> list[str]:
     f'k-NN of {summary["query_images"]:,} test images among '
     f'{summary["bank_images"]:,} training images'
   ]
-  ks = (key.removeprefix('knn_top1_k') for key in summary)
+  ks = (k for k, _ in _under('knn_top1_k', summary))
   for k in sorted(int(k) for k in ks if k.isdigit()):
     found = {f'top{n}': summary[f'knn_top{n}_k{k}'] for n in (1, 5)}
     lines.append(f'k {k}: {_tops(found)}{" (best)" * (k == best)}')

@@ -23,6 +23,10 @@ CASES = {
       knn_histogram=44.3,
       knn_untrained=34.9,
       knn_top1=47.8,
+      weight_contrast=0.63,
+      optimum_contrast=0.6252,
+      weight_pixels=39.55,
+      optimum_pixels=40.1,
       loss=1.5,
       steps=300,
       seconds=126.0,
@@ -106,6 +110,10 @@ def test_results_files_and_the_next_command(task, tmp_path, monkeypatch):
   if task == 'check_data':
     assert 'check_data' not in text and 'configs/mae.py:folder' in text
   if task == 'pretrain':
+    assert (
+      'weights of the losses: contrast 0.63 (optimum 0.625), pixels 39.5 '
+      '(optimum 40.1)'
+    ) in text.splitlines()
     assert '0:02:06' in text and '81 images/s' in text
     for words in ('visualize.py:folder', '--config.checkpoint=w', '=images'):
       assert words in text
