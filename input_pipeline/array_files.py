@@ -9,7 +9,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -60,13 +60,13 @@ def read_npy(data: bytes) -> np.ndarray:
 
 
 def read_npz(
-  path: str | os.PathLike, wanted: Collection[str]
+  path: str | os.PathLike, wanted: Callable[[list[str]], set[str]]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Some of the arrays in an `.npz` file.
 
   Args:
     path: of the file.
-    wanted: names of arrays; those that are not there are left out.
+    wanted: names of arrays in the file -> names of those to read.
 
   Returns:
     (the arrays by name, the names of all arrays in the file).
@@ -82,7 +82,7 @@ def read_npz(
       }
       packed = os.stat(path).st_size
       found = {}
-      for name in sorted(members.keys() & set(wanted)):
+      for name in sorted(wanted(list(members)) & members.keys()):
         found[name] = _read_member(file, members[name], name, packed)
       return found, list(members)
   except ArrayFileError as error:
@@ -127,7 +127,12 @@ def _header(
   version = np.lib.format.read_magic(file)
   if version not in _HEADERS:
     raise ValueError(f'version {version} of the .npy format')
-  shape, by_columns, dtype = _HEADERS[version](file, max_header_size=_HEADER)
+  try:
+    shape, by_columns, dtype = _HEADERS[version](file, max_header_size=_HEADER)
+  except (OSError, ValueError):
+    raise
+  except Exception as error:  # of the parser of Python's literals: several
+    raise ValueError(f'no header: {error}') from error
   if dtype.hasobject:
     raise ArrayFileError(
       f'{_named(name)}Object arrays cannot be loaded: they may run code; save '
