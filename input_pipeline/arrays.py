@@ -152,8 +152,8 @@ def from_npz(
 
   The file holds `{split}_images`, uint8 [n, h, w] or [n, h, w, c], and may hold
   `{split}_labels` [n] and `classes` (names). Labels are numbers of `classes`
-  or the names themselves; without `classes` the distinct values of all splits are
-  the classes. `images` and `labels` stand for the split 'train'. Floats are
+  or the names themselves; without `classes` the distinct values of all splits
+  are the classes. `images` and `labels` stand for the split 'train'. Floats are
   refused: what they are scaled to cannot be seen from the file.
 
   Args:
