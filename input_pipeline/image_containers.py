@@ -222,6 +222,8 @@ def _bare_webp(data: bytes) -> tuple[bytes, dict[str, bytes]]:
   while at + 8 <= len(data):
     kind, size = struct.unpack_from('<4sL', data, at)
     content = data[at + 8 : at + 8 + size]
+    if kind in (b'EXIF', b'XMP '):  # of one cut off the start may do
+      info[kind.decode().strip().lower()] = content
     if len(content) < size:
       break
     if kind == b'VP8X':  # without the flags of profile, EXIF and XMP
@@ -230,8 +232,6 @@ def _bare_webp(data: bytes) -> tuple[bytes, dict[str, bytes]]:
       kept.append(
         struct.pack('<4sL', kind, size) + content + b'\0' * (size & 1)
       )
-    elif kind in (b'EXIF', b'XMP '):
-      info[kind.decode().strip().lower()] = content
     at += 8 + size + (size & 1)
   body = b'WEBP' + b''.join(kept)
   return struct.pack('<4sL', b'RIFF', len(body)) + body, info

@@ -188,7 +188,7 @@ def spoilt(kind):
   if kind in ('WEBP', 'JPEG'):
     return encode(kind, exif=b'Exif\0\0garbage!')
   if kind == 'a WebP that ends in EXIF':
-    return encode('WEBP', exif=exif())[:-9]
+    return encode('WEBP', exif=exif(1))[:-9]
   if kind == 'a JPEG with a short profile':
     data = encode('JPEG')
     return data[:2] + b'\xff\xe2\x00\x0eICC_PROFILE\0' + data[2:]
@@ -241,6 +241,12 @@ def test_broken_exif_of_an_avif():
 def test_orientation_outlives_a_broken_profile():
   data = encode('JPEG', exif=exif(), quality=95)
   data = data[:2] + b'\xff\xe2\x00\x0eICC_PROFILE\0' + data[2:]
+  assert decode(data, 3).shape == (48, 32, 3)
+  assert read_header(data).orientation == 6
+
+
+def test_the_start_of_a_cut_off_exif_is_read():
+  data = encode('WEBP', exif=exif())[:-9]
   assert decode(data, 3).shape == (48, 32, 3)
   assert read_header(data).orientation == 6
 
