@@ -129,9 +129,12 @@ def _chosen(count: int, stamps: Stamps) -> list[int]:
 
 def _sha256_of(source: Source, index: int) -> bytes:
   try:
-    return _sha256(source.read(index))
+    content = source.read(index)
   except OSError:  # of an image that cannot be read
     return b'\0'
+  if isinstance(content, np.ndarray):
+    content = np.ascontiguousarray(content)
+  return _sha256(content)
 
 
 def _sha256(content: bytes | np.ndarray) -> bytes:
