@@ -96,6 +96,7 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
   train, test = feed.open_sources(config.data)
   known_by = feed.fingerprint(train)
   distributed.check_equal(known_by, 'the list of training images')
+  known_by = feed.with_times(known_by, train)  # those of copies differ
   size = config.data.image_size
   views = {n: View(**{'size': size, **v}) for n, v in config.views.items()}
   data, how = feed.make_feed(

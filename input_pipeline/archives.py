@@ -20,6 +20,7 @@ from input_pipeline import cache, members
 from input_pipeline.decode import EXTENSIONS
 from input_pipeline.listing import is_image, is_remote
 from input_pipeline.names import Listing, Names, shown
+from input_pipeline.source import Stamps
 from input_pipeline.tree import descend
 
 _FORMAT = f'1 {EXTENSIONS}'  # of the cached indices
@@ -119,6 +120,19 @@ class Archive:
   def read(self, images: Listing, index: int) -> bytes:
     """See `Tree`."""
     return self._content('images', images.start + index)
+
+  def stamps(self, images: Listing, rows: np.ndarray) -> Stamps:
+    """See `Tree`; a `.zip` has checksums, a `.tar` has none."""
+    rows = images.start + np.asarray(rows)
+    sizes = self._index['images_size'][rows]
+    checksums = self._index['images_crc'][rows]
+    methods = self._index['images_method'][rows]
+    return Stamps(
+      content=np.stack([sizes, checksums]),
+      times=np.array([self._file.mtime_ns]),
+      size=int(sizes.sum()),
+      whole=bool((methods != members.TAR).all()),
+    )
 
   def _content(self, part: str, index: int) -> bytes:
     offset, stored, size, method, crc = (

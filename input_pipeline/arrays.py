@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
-import zipfile
-import zlib
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from PIL import Image
+
+from input_pipeline.array_files import read_npz
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,14 +45,19 @@ class Arrays:
       )
     if labels is None:
       return
-    if not np.issubdtype(labels.dtype, np.integer):
+    if labels.ndim < 2 and not np.issubdtype(labels.dtype, np.integer):
       raise ValueError(
-        f'{self.name}: labels must be integers, got {labels.dtype}'
+        f'{self.name}: labels must be integers, got {labels.dtype}; save them '
+        'with .astype(int)'
       )
     if labels.shape != (len(images),):
+      remedy = ''
+      if labels.ndim == 2 and len(labels) == len(images):
+        how = '.argmax(axis=1)' if labels.shape[1] > 1 else '.reshape(-1)'
+        remedy = f'; save them with {how}'
       raise ValueError(
         f'{self.name}: {len(images)} images need labels of shape '
-        f'({len(images)},), got {labels.shape}'
+        f'({len(images)},), got {labels.shape}{remedy}'
       )
     if labels.min() < 0 or labels.max() >= len(self.classes):
       raise ValueError(
@@ -145,9 +151,10 @@ def from_npz(
   """Reads an `.npz` file.
 
   The file holds `{split}_images`, uint8 [n, h, w] or [n, h, w, c], and may hold
-  `{split}_labels` (integers [n]) and `classes` (names). `images` and `labels`
-  stand for the split 'train'. Floats are refused: what they are scaled to
-  cannot be seen from the file.
+  `{split}_labels` [n] and `classes` (names). Labels are numbers of `classes`
+  or the names themselves; without `classes` the distinct values of all splits
+  are the classes. `images` and `labels` stand for the split 'train'. Floats are
+  refused: what they are scaled to cannot be seen from the file.
 
   Args:
     split: prefix of the keys.
@@ -166,7 +173,7 @@ def from_npz(
     raise FileNotFoundError(
       f"source 'arrays' needs data_dir to be an .npz file, got {data_dir!r}"
     )
-  content, found = _read(data_dir, split)
+  content, found = read_npz(data_dir, lambda names: _wanted(names, split))
   prefix = f'{split}_'
   if split == 'train' and 'train_images' not in content:
     prefix = ''
@@ -175,21 +182,19 @@ def from_npz(
       f"{data_dir}: no '{split}_images' for the split {split!r}; found {found}"
     )
   images = content[f'{prefix}images']
-  labels = content.get(f'{prefix}labels')
-  classes = content.get('classes')
   if images.ndim == 3:
     images = images[..., None]
-  if labels is None:
-    classes = ()
-  elif classes is None:
-    count = int(labels.max()) + 1 if labels.size else 0
-    classes = tuple(str(i) for i in range(count))
-  arrays = Arrays(
-    name=os.fspath(data_dir),
-    images=images,
-    labels=labels,
-    classes=tuple(str(name) for name in classes),
+  name = os.fspath(data_dir)
+  # Splits number their classes alike: labels of all of them are looked at.
+  every = [
+    content[f'{part}labels']
+    for part in (key[:-6] for key in found if key.endswith('images'))
+    if f'{part}labels' in content
+  ]
+  labels, classes = _number_classes(
+    name, content.get(f'{prefix}labels'), content.get('classes'), every
   )
+  arrays = Arrays(name=name, images=images, labels=labels, classes=classes)
   return dataclasses.replace(
     arrays,
     images=fit(images, image_size) if image_size else images,
@@ -197,23 +202,78 @@ def from_npz(
   )
 
 
-def _read(
-  path: str | os.PathLike, split: str
-) -> tuple[dict[str, np.ndarray], list[str]]:
-  """The arrays of a split, and the names of all arrays in the file."""
-  wanted = {f'{split}_images', f'{split}_labels', 'classes'}
-  if split == 'train':
-    wanted |= {'images', 'labels'}
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      return {key: file[key] for key in wanted & set(file.files)}, file.files
-  except (
-    OSError,
-    ValueError,
-    EOFError,
-    AttributeError,  # a single array: not a file of several
-    TypeError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
-    raise ValueError(f'{path}: not a readable .npz file: {error}') from error
+def _wanted(names: Collection[str], split: str) -> set[str]:
+  """The arrays of a file that a split needs: labels of every split."""
+  labels = {f'{key[:-6]}labels' for key in names if key.endswith('images')}
+  images = {f'{split}_images'}
+  if split == 'train' and 'train_images' not in names:
+    images = {'images'}
+  return images | labels | {'classes'}
+
+
+def _number_classes(
+  name: str,
+  labels: np.ndarray | None,
+  classes: np.ndarray | None,
+  every: Sequence[np.ndarray],
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+  """Labels that count the classes, and the names of these.
+
+  Args:
+    name: of the file.
+    labels: [n] of the split: numbers or names; None without.
+    classes: names of the numbers; None for the distinct values of `every`.
+    every: labels of all splits.
+
+  Returns:
+    (labels, names); what is no label is returned as it is, for `Arrays`.
+
+  Raises:
+    ValueError: names of classes that are none, or a label without a name.
+  """
+  if labels is None:
+    return None, ()
+  if classes is not None and classes.ndim != 1:
+    raise ValueError(
+      f'{name}: classes must be names [k], got shape {classes.shape}'
+    )
+  names = None if classes is None else tuple(map(_text, classes.tolist()))
+  if labels.ndim != 1 or labels.dtype.kind not in 'iuUS' or not labels.size:
+    return labels, names or ()
+  if labels.dtype.kind in 'iu':
+    if names is not None:
+      return labels, names
+    values = _distinct(every, 'iu')
+    if values[0] < 0:
+      raise ValueError(
+        f'{name}: labels {labels.min()}..{labels.max()} are outside 0 and '
+        'above; leave out images that have no label, or leave out the labels'
+      )
+    # The last classes may be missing in a split.
+    values = [value for value in values if value <= int(labels.max())]
+    dtype = np.int64 if values[-1] < 2**63 else np.uint64
+    numbers = np.searchsorted(np.array(values, dtype), labels.astype(dtype))
+    return numbers, tuple(map(str, values))
+  if names is None:
+    names = tuple(_distinct(every, 'US'))
+  row = {text: number for number, text in enumerate(names)}
+  unknown = {_text(text) for text in np.unique(labels).tolist()} - row.keys()
+  if unknown:
+    raise ValueError(
+      f'{name}: the label {min(unknown)!r} is none of the {len(names)} classes'
+    )
+  return np.array([row[_text(text)] for text in labels.tolist()]), names
+
+
+def _distinct(every: Sequence[np.ndarray], kinds: str) -> list:
+  """Sorted values of all labels of one kind."""
+  found = set()
+  for labels in every:
+    if labels.ndim == 1 and labels.dtype.kind in kinds:
+      values = np.unique(labels).tolist()
+      found.update(map(_text, values) if kinds == 'US' else values)
+  return sorted(found)
+
+
+def _text(name: str | bytes | int) -> str:
+  return name.decode(errors='replace') if isinstance(name, bytes) else str(name)

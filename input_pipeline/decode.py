@@ -2,15 +2,18 @@
 
 import contextlib
 import dataclasses
-import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from input_pipeline.image_limits import ORIENTATION, bytes_needed, may_hold
+from input_pipeline.array_files import ArrayFileError, read_npy
+from input_pipeline.image_containers import open_image, without_metadata
+from input_pipeline.image_limits import bytes_needed, may_hold
+from input_pipeline.orientation import QUARTER_TURNS, TURNS, orientation
 
 # Files that a folder is searched for; `.npy` holds uint8 [h, w] or [h, w, c].
 EXTENSIONS = tuple(
@@ -69,6 +72,8 @@ def _told() -> Iterator[None]:
     yield
   except UnreadableError:
     raise
+  except ArrayFileError as error:
+    raise UnreadableError(str(error)) from error
   except UnidentifiedImageError as error:
     raise UnreadableError('not an image of a known format') from error
   except (Exception, MemoryError) as error:  # of broken bytes: any
@@ -89,9 +94,7 @@ def read_header(data: bytes | np.ndarray) -> Header:
     UnreadableError: not an image.
   """
   if isinstance(data, bytes) and not data.startswith(_NPY):
-    with _told():
-      image = Image.open(io.BytesIO(data), formats=_FORMATS)
-      return _header(image)
+    return _open_and(_header, data, header=True)
   array = _array(data)
   height, width, channels = array.shape
   kind = 'array' if isinstance(data, np.ndarray) else 'NPY'
@@ -99,19 +102,50 @@ def read_header(data: bytes | np.ndarray) -> Header:
   return Header(format=kind, mode=mode, height=height, width=width)
 
 
-def _header(image: Image.Image) -> Header:
+def _open_and(
+  use: Callable[[Image.Image, int], Any], data: bytes, *, header: bool = False
+) -> Any:
+  """`use(image, bytes of the file)`, whatever state the metadata are in.
+
+  Where it fails, it is tried again with a file of the same pixels without
+  optional metadata: these may be broken, the pixels may not.
+  """
+  with _told():
+    try:
+      return use(open_image(data, _FORMATS, header=header), len(data))
+    except (UnreadableError, MemoryError):
+      raise
+    except Exception as error:
+      bare = without_metadata(data)
+      if bare is None:
+        raise
+      try:
+        image = open_image(bare[0], _FORMATS, header=header)
+        image.info.update(bare[1])
+        return use(image, len(data))
+      except UnreadableError:
+        raise
+      except Exception:
+        raise error from None
+
+
+def _header(image: Image.Image, size: int) -> Header:
+  del size
   width, height = image.size
-  turn = image.getexif().get(ORIENTATION, 1)
-  turn = turn if turn in range(1, 9) else 1
-  if turn > 4 and image.format != 'TIFF':  # a quarter turn; TIFF tells it so
+  turn = orientation(image)
+  if turn in QUARTER_TURNS and image.format != 'TIFF':
     width, height = height, width
+  try:
+    frames = getattr(image, 'n_frames', 1)
+  except Exception:  # later frames are damaged: any
+    frames = 1
   return Header(
     format=image.format or 'unknown',
     mode=image.mode,
     height=height,
     width=width,
     orientation=turn,
-    frames=getattr(image, 'n_frames', 1),
+    frames=frames,
   )
 
 
@@ -123,18 +157,16 @@ def jpeg_size(data: bytes | np.ndarray) -> tuple[int, int] | None:
 
   Returns:
     (height, width) in pixels; None for what must be decoded as a whole: other
-    formats, CMYK, images to be turned, large ones.
-
-  Raises:
-    UnreadableError: the header is broken.
+    formats, CMYK, images to be turned, large ones, broken headers.
   """
   if isinstance(data, np.ndarray) or not data.startswith(b'\xff\xd8'):
     return None
-  with _told():
-    image = Image.open(io.BytesIO(data), formats=('JPEG',))
-    upright = image.getexif().get(ORIENTATION, 1) == 1
+  try:
+    image = open_image(data, ('JPEG',), header=True)
+  except Exception:  # of its metadata or pixels: found out when it is decoded
+    return None
   width, height = image.size
-  simple = image.mode in ('L', 'RGB') and upright
+  simple = image.mode in ('L', 'RGB') and orientation(image) == 1
   return (height, width) if simple and width * height <= LARGE else None
 
 
@@ -172,28 +204,32 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image | None:
     raise UnreadableError(
       f'image files have 1, 3 or 4 channels, not {channels}; use .npy files'
     )
-  with _told():
-    image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    pixels = image.width * image.height
-    if not may_hold(image, len(data)):
+  return _open_and(lambda image, size: _load(image, size, channels), data)
+
+
+def _load(image: Image.Image, size: int, channels: int) -> Image.Image:
+  """Decodes what is not too large; `size` is that of the file in bytes."""
+  pixels = image.width * image.height
+  if not may_hold(image, size):
+    raise UnreadableError(
+      f'{image.width} x {image.height} pixels do not fit into {size} bytes: '
+      'cut off or damaged'
+    )
+  if pixels <= LARGE:
+    return _convert(image, channels)
+  with _large:
+    if image.format in ('JPEG', 'MPO'):
+      # Halved until it is below, at most to 1/8; Pillow rounds the other way.
+      part = next((n for n in (2, 4) if pixels <= LARGE * n**2), 8)
+      image.draft(None, tuple(max(1, side // part) for side in image.size))
+    # The coefficients of a progressive JPEG are held at full size.
+    held = 2 * pixels * len(image.getbands()) * ('progressive' in image.info)
+    turned = orientation(image) != 1
+    if held + bytes_needed(image, channels, turned=turned) > MAX_BYTES:
       raise UnreadableError(
-        f'{image.width} x {image.height} pixels do not fit into {len(data)} '
-        'bytes: cut off or damaged'
+        f'{image.width} x {image.height} pixels of {image.mode} are too many'
       )
-    if pixels <= LARGE:
-      return _convert(image, channels)
-    with _large:
-      if image.format in ('JPEG', 'MPO'):
-        # Halved until it is below, at most to 1/8; Pillow rounds the other way.
-        part = next((n for n in (2, 4) if pixels <= LARGE * n**2), 8)
-        image.draft(None, tuple(max(1, side // part) for side in image.size))
-      # The coefficients of a progressive JPEG are held at full size.
-      held = 2 * pixels * len(image.getbands()) * ('progressive' in image.info)
-      if held + bytes_needed(image, channels) > MAX_BYTES:
-        raise UnreadableError(
-          f'{image.width} x {image.height} pixels of {image.mode} are too many'
-        )
-      return _convert(image, channels)
+    return _convert(image, channels)
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
@@ -203,9 +239,10 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
       f'{kind} pixels, whose range is not known; use 8 or 16 bits'
     )
   clear = _clear_colour(image)
+  turn = 1 if image.format == 'TIFF' else orientation(image)
   image.load()
-  if image.getexif().get(ORIENTATION, 1) != 1:
-    image = ImageOps.exif_transpose(image)
+  if turn != 1:
+    image = image.transpose(TURNS[turn])
   if clear is not None:
     image.info['transparency'] = clear
   if image.mode.startswith('I'):  # 16 bits, which Pillow would clip at 255
@@ -256,7 +293,7 @@ def _array(data: bytes | np.ndarray) -> np.ndarray:
   """uint8 [h, w, c] from an array or the bytes of an .npy."""
   if isinstance(data, bytes):
     with _told():
-      data = np.load(io.BytesIO(data), allow_pickle=False)
+      data = read_npy(data)
   if data.dtype != np.uint8 or data.ndim not in (2, 3) or 0 in data.shape:
     raise UnreadableError(
       f'arrays must be uint8 [h, w] or [h, w, c] and not empty, got '

@@ -1,15 +1,14 @@
 """From a config's `data` to what feeds the training."""
 
-import hashlib
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from input_pipeline import folder, mode
 from input_pipeline.arrays import Arrays
+from input_pipeline.fingerprint import fingerprint as fingerprint
+from input_pipeline.fingerprint import with_times as with_times
 from input_pipeline.in_memory import SizesDiffer, to_arrays
 from input_pipeline.resident import Resident
 from input_pipeline.source import Source
@@ -17,7 +16,6 @@ from input_pipeline.sources import load
 from input_pipeline.stream import Stream
 from input_pipeline.views import View
 
-NAMES = 1024  # of images, looked at by `fingerprint`
 # Fields of `config.data` that are not the source's.
 OURS = (
   'name',
@@ -80,32 +78,6 @@ def channels_of(config: Any, source: Source) -> int:
       f'{source.channels}; leave it out'
     )
   return source.channels
-
-
-def fingerprint(source: Source) -> str:
-  """What a data set is known by when a run continues, and to other hosts.
-
-  Made of the number of images, names of some of them, all labels and classes
-  and, where images are in memory, pixels of a few. Where files are, and what
-  is in them, does not count.
-
-  Args:
-    source: the data set.
-
-  Returns:
-    '1,234 images, 0123456789abcdef'.
-  """
-  rows = np.linspace(0, len(source) - 1, min(len(source), NAMES)).astype(int)
-  content = hashlib.sha256()
-  if isinstance(source, Arrays):
-    content.update(source.images[rows[:: NAMES // 16]].tobytes())
-  else:
-    names = [os.path.basename(source.where(i)) for i in rows.tolist()]
-    content.update(repr(names).encode())
-  content.update(repr(source.classes).encode())
-  if source.labels is not None:
-    content.update(source.labels.astype('<i4').tobytes())
-  return f'{len(source):,} images, {content.hexdigest()[:16]}'
 
 
 def make_feed(

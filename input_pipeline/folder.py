@@ -16,6 +16,7 @@ from input_pipeline.data_dir import open_tree
 from input_pipeline.decode import EXTENSIONS
 from input_pipeline.listing import is_remote
 from input_pipeline.names import Listing, shown
+from input_pipeline.source import Stamps
 from input_pipeline.tree import TESTS, Tree, read_file, splits
 
 _SHOWN = 8  # names or kinds in an error
@@ -61,6 +62,15 @@ class Files:
   def read(self, index: int) -> bytes:
     """Content of one file; OSError if it cannot be read."""
     return self._tree.read(self._images, self._row(index))
+
+  def stamps(self) -> Stamps:
+    """Sizes and times of the files, looked at once; see `source.Stamps`."""
+    return self._stamps
+
+  @functools.cached_property
+  def _stamps(self) -> Stamps:
+    rows = np.arange(len(self._images)) if self._rows is None else self._rows
+    return self._tree.stamps(self._images, rows)
 
   def where(self, index: int) -> str:
     """Path of one file, printable."""

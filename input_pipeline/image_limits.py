@@ -2,8 +2,6 @@
 
 from PIL import Image
 
-ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-
 # Bytes that one byte of a file yields at most, by the way of packing.
 _YIELDS = {'raw': 1, 'packbits': 64, 'zip': 1032, 'tiff_lzw': 4096}
 _YIELDS |= {'tiff_deflate': 1032, 'tiff_adobe_deflate': 1032}
@@ -30,18 +28,18 @@ def may_hold(image: Image.Image, size: int) -> bool:
   return packing not in _YIELDS or claimed <= size * 8 * _YIELDS[packing]
 
 
-def bytes_needed(image: Image.Image, channels: int) -> int:
+def bytes_needed(image: Image.Image, channels: int, *, turned: bool) -> int:
   """Memory that decoding and the array made of it take at most.
 
   Args:
     image: opened, not loaded; JPEGs at the scale that they are loaded with.
     channels: of the result: 1, 3 or 4.
+    turned: whether its orientation is to be undone.
 
   Returns:
     Bytes at the peak, without the coefficients of progressive JPEGs.
   """
   own, out = _padded(image.mode), 1 if channels == 1 else 4
-  turned = own if image.getexif().get(ORIENTATION, 1) != 1 else 0
   if image.mode.startswith('I'):  # two copies, then 8 bits
     converted = 2 * own + 2 + out
   elif image.has_transparency_data and channels != 4:
@@ -50,7 +48,7 @@ def bytes_needed(image: Image.Image, channels: int) -> int:
     target = {1: 'L', 3: 'RGB', 4: 'RGBA'}[channels]
     converted = out * (image.mode != target)
   # The array is put together from parts: it is there twice.
-  peak = max(own + turned + converted, out + 2 * channels)
+  peak = max(own + own * turned + converted, out + 2 * channels)
   return image.width * image.height * peak
 
 

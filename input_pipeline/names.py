@@ -2,7 +2,8 @@
 
 import array
 import bisect
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -91,6 +92,14 @@ class Listing:
     if not 0 <= index < len(self):
       raise IndexError(index)
     return self.names[self.start + index][len(self.prefix) :]
+
+  def __iter__(self) -> Iterator[bytes]:
+    """Paths of all images, at once: an index each would take seconds more."""
+    ends = self.names.ends[self.start : self.stop + 1].tolist()
+    base, skip = ends[0], len(self.prefix)
+    blob = self.names.blob[base : ends[-1]].tobytes()
+    for start, stop in itertools.pairwise(ends):
+      yield blob[start - base + skip : stop - base]
 
   def within(self, folder: bytes) -> 'Listing':
     """The part of the listing in one of its folders, named without '/'."""

@@ -92,7 +92,7 @@ def _read(path: str, offset: int, size: int) -> bytes:
 def _load_places(shards: dict[str, int], name: str) -> dict[str, np.ndarray]:
   """int64 [records + 1] for each file: where records begin, and its end."""
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    sizes = list(pool.map(_size, shards))
+    sizes = [size for size, _ in pool.map(look_at, shards)]
     digest = repr(list(zip(shards, sizes, strict=True)))
     kept_at = cache.cache_file('records', name, digest=digest)
     kept = cache.read_arrays(kept_at, ('places',))
@@ -111,10 +111,23 @@ def _load_places(shards: dict[str, int], name: str) -> dict[str, np.ndarray]:
   return dict(zip(shards, np.split(places, ends[:-1]), strict=True))
 
 
-def _size(path: str) -> int:
+def look_at(path: str) -> tuple[int, int]:
+  """The size of a file in bytes and the time of its last change in ns.
+
+  Args:
+    path: or URL.
+
+  Returns:
+    (size, time).
+
+  Raises:
+    OSError: there is no such file.
+  """
   if is_remote(path):
-    return epath.Path(path).stat().length
-  return os.stat(path).st_size
+    status = epath.Path(path).stat()
+    return status.length, int(status.mtime) * 10**9
+  status = os.stat(path)
+  return status.st_size, status.st_mtime_ns
 
 
 def _follow(path: str, size: int, count: int) -> np.ndarray:

@@ -1,8 +1,30 @@
 """Random access to images, wherever they come from."""
 
+import dataclasses
 from typing import Protocol
 
 import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stamps:
+  """What changes when files do, found out without reading them.
+
+  Attributes:
+    content: int64 [...] sizes, checksums.
+    times: int64 [...] of the last changes, nanoseconds.
+    size: bytes of all files, where it is known.
+    whole: whether `content` has a checksum of everything.
+  """
+
+  content: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros(0, np.int64)
+  )
+  times: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros(0, np.int64)
+  )
+  size: int | None = None
+  whole: bool = False
 
 
 class Source(Protocol):
@@ -38,6 +60,8 @@ class Source(Protocol):
 
   def where(self, index: int) -> str:
     """What to call one image in a message, such as its path."""
+
+  # A source of files may have `stamps() -> Stamps`, see `fingerprint`.
 
 
 def check_classes(train: Source, test: Source) -> None:

@@ -4,7 +4,6 @@ import concurrent.futures
 import functools
 import hashlib
 import os
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,9 @@ from etils import epath
 
 from input_pipeline import cache
 from input_pipeline.progress import progress_bar
-from input_pipeline.records import TfRecords
+from input_pipeline.records import TfRecords, look_at
+from input_pipeline.source import Stamps
+from input_pipeline.tfds_folder import open_builder, prepared_folder
 
 _THREADS = 16
 _CHUNK = 256  # examples that a thread reads at a time
@@ -40,6 +41,7 @@ class TfdsImages:
       builder: of TFDS.
 
     Raises:
+      FileNotFoundError: a file of the split is missing.
       ValueError: no such split, no image, another file format.
     """
     self.name, self._tfds_name = f'{tfds_name} {split}', tfds_name
@@ -69,8 +71,9 @@ class TfdsImages:
       )
     described = (folder / 'dataset_info.json').read_bytes()
     described += (folder / 'features.json').read_bytes()
-    digest = hashlib.sha256(described).hexdigest()
-    self.cache_key = f'{os.fspath(folder)} {digest} {split}'
+    self._described = hashlib.sha256(described)
+    self._key = f'{os.fspath(folder)} {self._described.hexdigest()} {split}'
+    self._stamps = self._look_at_files()
 
   def __len__(self):
     return sum(part.take for part in self._parts)
@@ -122,6 +125,43 @@ class TfdsImages:
     if len(values) != 1:
       raise OSError(f'the example has {len(values)} images')
     return values[0]
+
+  def stamps(self) -> Stamps:
+    """Its description, sizes and times of its files; see `source.Stamps`."""
+    return self._stamps
+
+  def _look_at_files(self) -> Stamps:
+    """Raises `FileNotFoundError` for files that are missing."""
+    paths = [*dict.fromkeys(os.fspath(part.filename) for part in self._parts)]
+
+    def look(path):
+      try:
+        return look_at(path)
+      except FileNotFoundError:
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      found = dict(zip(paths, pool.map(look, paths), strict=True))
+    missing = [path for path, stamp in found.items() if stamp is None]
+    if missing:
+      raise FileNotFoundError(
+        f'{self.name}: {len(missing)} of {len(paths)} files are missing, such '
+        f'as {missing[0]}; copy or prepare the data set again'
+      )
+    sizes, times = np.array([*found.values()], np.int64).T
+    described = np.frombuffer(self._described.digest(), np.int64)
+    return Stamps(
+      content=np.concatenate([described, sizes]),
+      times=times,
+      size=int(sizes.sum()),
+    )
+
+  @property
+  def cache_key(self) -> str:
+    """See `source.Source`; a file that changes makes it another."""
+    stamps = self._stamps
+    digest = hashlib.sha256(stamps.content.tobytes() + stamps.times.tobytes())
+    return f'{self._key} {digest.hexdigest()[:16]}'
 
   def where(self, index: int) -> str:
     """What to call one image."""
@@ -176,57 +216,22 @@ def from_tfds(
   Args:
     split: TFDS split, such as 'train', 'train[:90%]' or 'train+test'.
     data_dir: TFDS folder; default `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-    tfds_name: 'name', 'name/config' or with ':version'.
+    tfds_name: 'name', 'name/config' or with ':version'; see `prepared_folder`.
 
   Returns:
     The images.
 
   Raises:
-    FileNotFoundError: it is not prepared in `data_dir`.
-    ValueError: no such split, no image, another file format.
+    FileNotFoundError: it is not prepared in `data_dir`, or a file is missing.
+    ValueError: no such split, no image, another file format, a damaged
+      description.
   """
   if not tfds_name:
     raise ValueError(
       "source 'tfds' needs tfds_name, such as 'imagenette/160px'"
     )
   folder = prepared_folder(tfds_name, data_dir)
-  import tensorflow_datasets as tfds  # it takes half a second
-
-  builder = tfds.builder_from_directory(folder)
-  return TfdsImages(tfds_name, folder, split, builder)
-
-
-def prepared_folder(
-  tfds_name: str, data_dir: str | os.PathLike | None = None
-) -> epath.Path:
-  """Finds the folder of a prepared data set without importing TFDS.
-
-  Args:
-    tfds_name: 'name', 'name/config' or with ':version'.
-    data_dir: TFDS folder; default `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-
-  Returns:
-    The folder of the version asked for, else of the newest.
-
-  Raises:
-    FileNotFoundError: there is none.
-  """
-  root = epath.Path(
-    data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  ).expanduser()
-  name, _, version = tfds_name.partition(':')
-  found = [
-    path.parent
-    for path in (root / name).glob('*/dataset_info.json')
-    if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name)
-    and version in ('', path.parent.name)
-  ]
-  if not found:
-    raise FileNotFoundError(
-      f'{tfds_name} is not prepared in data_dir {root}; prepare it with '
-      f'`tfds build {name} --data_dir={root}` or set data_dir'
-    )
-  return max(found, key=lambda p: [int(x) for x in p.name.split('.')])
+  return TfdsImages(tfds_name, folder, split, open_builder(folder))
 
 
 def _find_features(

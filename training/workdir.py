@@ -14,6 +14,7 @@ import jax
 from absl import logging
 from etils import epath
 
+from input_pipeline import fingerprint
 from training import distributed, screen, storage
 from training.metrics import write_json
 
@@ -213,7 +214,19 @@ def check_data(
   """
   if None in (then, now) or then == now:
     return
-  told = f'{workdir} holds a run on other training data ({then}; now {now})'
+  if fingerprint.same(then, now):
+    if fingerprint.changed_times(then, now):
+      logging.warning(
+        '%s: the files of the training data have other time stamps than when '
+        'the run began; their names, sizes and what is read of them are the '
+        'same, so the run continues',
+        workdir,
+      )
+    return
+  told = (
+    f'{workdir} holds a run on other training data: '
+    f'{fingerprint.difference(then, now)} differ ({then}; now {now})'
+  )
   if config.resume != 'force':
     raise WorkdirError(
       f'{told}: its order and epochs would be others; bring the data back, '

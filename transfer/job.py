@@ -253,7 +253,7 @@ def train_job(
       job.workdir,
       total=total,
       evaluators=[evaluator],
-      data_fingerprint=feed.fingerprint(job.train),
+      data_fingerprint=feed.with_times(feed.fingerprint(job.train), job.train),
     )
   summary |= dict(checkpoint=job.backbone.where, which=job.backbone.which)
   distributed.on_lead(lambda: write_json(job.workdir / 'summary.json', summary))

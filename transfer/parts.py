@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from input_pipeline import feed
+from input_pipeline import feed, fingerprint
 from input_pipeline.arrays import Arrays
 from input_pipeline.source import Source
 from models.features import Features
@@ -57,6 +57,10 @@ class Parts:
       old = json.loads(path.read_text()) if path.exists() else None
     except ValueError:
       old = {}
+    if old and fingerprint.same(str(old.get('images')), about['images']):
+      old['images'] = about['images']
+      if old == about:  # kept before all contents counted
+        write_json(path, about)
     if old != about:
       if old is not None:
         changed = [k for k in about if old.get(k) != about[k]]
@@ -278,4 +282,5 @@ def _images(source: Source) -> str:
         content.update(np.asarray(source.read(i)).tobytes())
       except OSError:
         content.update(b'\0')
-  return f'{feed.fingerprint(source)}, {content.hexdigest()[:16]}'
+  names, _, contents = feed.fingerprint(source).rpartition(' ')
+  return f'{names}, {content.hexdigest()[:16]} {contents}'

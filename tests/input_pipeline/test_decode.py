@@ -334,8 +334,11 @@ def test_arrays():
     (npy(np.zeros((2, 2, 3), np.float32)), r'must be uint8 .* float32 \[2'),
     (npy(np.zeros((0, 2, 3), np.uint8)), 'not empty'),
     (npy(np.zeros(4, np.uint8)), r'got uint8 \[4\]'),
-    (npy(np.array([{}])), 'allow_pickle=False'),
-    (npy(np.zeros((9, 9), np.uint8))[:-1], 'ValueError'),
+    (npy(np.array([{}])), 'Object arrays cannot be loaded'),
+    (
+      npy(np.zeros((9, 9), np.uint8))[:-1],
+      '81 bytes, but at most 80 follow: cut',
+    ),
     (b'\x93NUMPY', 'Error'),
     (b'\x93NUMPY\x01\x00\xff\xff', 'Error'),
     (b'', 'not an image of a known format'),

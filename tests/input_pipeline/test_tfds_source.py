@@ -1,6 +1,9 @@
 import collections
+import json
 import logging
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +12,13 @@ import pytest
 from image_files import read_by_threads
 
 from input_pipeline import cache as cache_module
-from input_pipeline import in_memory, records, sources, tfds_source
+from input_pipeline import (
+  fingerprint,
+  in_memory,
+  records,
+  sources,
+  tfds_source,
+)
 from input_pipeline.decode import decode
 
 SIDE = 6
@@ -236,6 +245,177 @@ def test_the_newest_version_is_taken(tmp_path):
   found = tfds_source.prepared_folder
   assert found('some', tmp_path).name == '1.10.0'
   assert found('some:1.2.0', tmp_path).name == '1.2.0'
+
+
+@pytest.fixture
+def prepared(tmp_path):
+  """Folders of versions that hold a description alone."""
+  for path in (
+    'cifar10/3.0.2',
+    'cifar10/3.0.10',
+    'cifar10/2.9.9',
+    'imagenette/160px-v2/1.0.0',
+    'imagenette/full-size-v2/1.0.0',
+    'odd/cfg/2.0.0-beta',
+    'inner/deeper/1.0.0',
+  ):
+    (tmp_path / path).mkdir(parents=True)
+    (tmp_path / path / 'dataset_info.json').write_text('{}')
+  return tmp_path
+
+
+@pytest.mark.parametrize(
+  'name, data_dir, expected',
+  [
+    ('cifar10', '', 'cifar10/3.0.10'),
+    ('cifar10:3.0.2', '', 'cifar10/3.0.2'),
+    ('cifar10/3.0.2', '', 'cifar10/3.0.2'),
+    ('cifar10:3.*.*', '', 'cifar10/3.0.10'),
+    ('cifar10:*.*.*', '', 'cifar10/3.0.10'),
+    ('cifar10:2.*.*', '', 'cifar10/2.9.9'),
+    ('cifar10/', '', 'cifar10/3.0.10'),
+    (' cifar10 ', '', 'cifar10/3.0.10'),
+    ('cifar10', 'cifar10', 'cifar10/3.0.10'),
+    ('cifar10', 'cifar10/', 'cifar10/3.0.10'),
+    ('cifar10', 'cifar10/3.0.2', 'cifar10/3.0.2'),
+    ('cifar10:3.0.10', 'cifar10/3.0.2', 'cifar10/3.0.10'),
+    ('imagenette/160px-v2', '', 'imagenette/160px-v2/1.0.0'),
+    ('imagenette/160px-v2:1.*.*', '', 'imagenette/160px-v2/1.0.0'),
+    ('imagenette/160px-v2/1.0.0', '', 'imagenette/160px-v2/1.0.0'),
+    ('imagenette/160px-v2', 'imagenette', 'imagenette/160px-v2/1.0.0'),
+    (
+      'imagenette/160px-v2',
+      'imagenette/160px-v2',
+      'imagenette/160px-v2/1.0.0',
+    ),
+    (
+      'imagenette/160px-v2',
+      'imagenette/160px-v2/1.0.0',
+      'imagenette/160px-v2/1.0.0',
+    ),
+    ('imagenette', 'imagenette/160px-v2', 'imagenette/160px-v2/1.0.0'),
+    ('imagenette', 'imagenette/160px-v2/1.0.0', 'imagenette/160px-v2/1.0.0'),
+  ],
+)
+def test_where_a_data_set_lies(prepared, name, data_dir, expected):
+  found = tfds_source.prepared_folder(name, f'{prepared}/{data_dir}')
+  assert str(found) == f'{prepared}/{expected}'
+
+
+@pytest.mark.parametrize(
+  'name, data_dir, message',
+  [
+    ('cifar10:9.9.9', '', 'no version 9.9.9, found 2.9.9, 3.0.10, 3.0.2'),
+    ('cifar10:4.*.*', '', r'no version 4.\*.\*, found 2.9.9'),
+    (
+      'imagenette',
+      '',
+      "found 160px-v2, full-size-v2; .*='imagenette/160px-v2'",
+    ),
+    ('imagenette/160', '', "no config '160', found 160px-v2, .*'160px-v2'?"),
+    ('cifar10/plain', '', "no config 'plain', found none"),
+    ('Cifar10', '', "found cifar10, .*; did you mean 'cifar10'"),
+    ('cifar', '', "did you mean 'cifar10'"),
+    ('odd/cfg', '', 'with a dataset_info.json in .*odd/cfg, found 2.0.0-beta'),
+    ('deeper', '', 'it lies in .*/inner, set data_dir to that'),
+    ('cifar10', 'nowhere', 'there is no such folder'),
+    ('mnist', 'cifar10', 'found 2.9.9, 3.0.10, 3.0.2'),
+  ],
+)
+def test_what_is_there_is_named(prepared, name, data_dir, message):
+  with pytest.raises(FileNotFoundError, match=message) as caught:
+    tfds_source.prepared_folder(name, prepared / data_dir)
+  assert 'is not prepared in data_dir' in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', ['cifar10:3', 'a/b/c', '..', '/', ':1.0.0'])
+def test_names_that_cannot_be(prepared, name):
+  with pytest.raises(ValueError, match='tfds_name .* must be'):
+    tfds_source.prepared_folder(name, prepared)
+
+
+@pytest.fixture
+def copied(data_dir, tmp_path):
+  shutil.copytree(data_dir / 'tfrecord', tmp_path / 'tfds' / 'tfrecord')
+  return tmp_path / 'tfds'
+
+
+@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json'])
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    ('', 'it is empty'),
+    (' \n', 'it is empty'),
+    ('{"name": ', 'no JSON'),
+    ('[1]', 'must be an object of JSON, not list'),
+    ('null', 'must be an object of JSON, not NoneType'),
+    ('{}', '(name must be a text, but is missing|cannot be used)'),
+    (None, 'cannot be read: .*No such file'),
+  ],
+)
+def test_a_damaged_description(copied, name, content, message):
+  path = copied / 'tfrecord' / '1.2.0' / name
+  path.unlink()
+  if content is not None:
+    path.write_text(content)
+  error = ValueError
+  if content is None and name == 'dataset_info.json':  # nothing is there then
+    error, message = FileNotFoundError, 'no folder of a version'
+  with pytest.raises(error, match=message) as caught:
+    load(copied)
+  text = str(caught.value)
+  assert str(path.parent.parent) in text and '\n' not in text
+  assert name in text
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (dict(version=3), 'version must be a text, but is 3'),
+    (dict(version='x'), 'cannot be used'),
+    (dict(splits='train'), "splits must be a list, but is 'train'"),
+    (dict(splits=[3]), r'splits\[0\].name must be a text, but is missing'),
+    (
+      dict(splits=[dict(name='train')]),
+      r'splits\[0\].shardLengths must be a list, but is missing',
+    ),
+    (
+      dict(splits=[dict(name='train', shardLengths=['-5'])]),
+      'shardLengths must be numbers of examples',
+    ),
+    (dict(fileFormat='folder'), 'cannot be used'),
+  ],
+)
+def test_a_description_without_sense(copied, change, message):
+  path = copied / 'tfrecord' / '1.2.0' / 'dataset_info.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(ValueError, match=message) as caught:
+    load(copied)
+  assert str(path.parent) in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+def test_a_missing_file_is_named(copied):
+  (path,) = (copied / 'tfrecord' / '1.2.0').glob('*train*')
+  path.rename(path.with_suffix('.gone'))
+  with pytest.raises(FileNotFoundError, match=f'1 of 1 files .* as {path};'):
+    load(copied)
+  assert len(load(copied, split='test')) == 3
+
+
+def test_a_changed_file_shows(copied):
+  before = load(copied)
+  known, key = fingerprint.fingerprint(before), before.cache_key
+  (path,) = (copied / 'tfrecord' / '1.2.0').glob('*train*')
+  content = bytearray(path.read_bytes())
+  content[-30] ^= 1  # in the last image
+  path.write_bytes(content)
+  later = path.stat().st_mtime + 5
+  os.utime(path, (later, later))
+  after = load(copied)
+  assert not fingerprint.same(known, fingerprint.fingerprint(after))
+  assert after.cache_key != key
 
 
 def forbid(monkeypatch, owner, name):
