@@ -175,30 +175,14 @@ def _near(word: str, known: Sequence[str]) -> str:
   return f'; did you mean {lower[near[0]]!r}?' if near else ''
 
 
-def open_builder(folder: epath.Path) -> Any:
-  """TFDS's builder of a prepared data set.
+def check_description(folder: epath.Path) -> None:
+  """Raises `ValueError`, one line with the path, if a description is damaged.
 
   Args:
     folder: from `prepared_folder`.
-
-  Returns:
-    The builder.
-
-  Raises:
-    ValueError: in one line with the path: a description that is damaged.
   """
   _check_info(folder / _INFO)
   _read_json(folder / _FEATURES)
-  import tensorflow_datasets as tfds  # it takes half a second
-
-  try:
-    return tfds.builder_from_directory(folder)
-  except Exception as error:  # of contents that make no sense: any
-    text = ' '.join(str(error).split())[:200]
-    raise ValueError(
-      f'{folder}: {_INFO} or {_FEATURES} cannot be used: {text}; prepare or '
-      'copy the data set again'
-    ) from error
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:

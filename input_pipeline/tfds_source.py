@@ -16,7 +16,7 @@ from input_pipeline import cache
 from input_pipeline.progress import progress_bar
 from input_pipeline.records import TfRecords, look_at
 from input_pipeline.source import Stamps
-from input_pipeline.tfds_folder import open_builder, prepared_folder
+from input_pipeline.tfds_folder import check_description, prepared_folder
 
 _THREADS = 16
 _CHUNK = 256  # examples that a thread reads at a time
@@ -231,7 +231,22 @@ def from_tfds(
       "source 'tfds' needs tfds_name, such as 'imagenette/160px'"
     )
   folder = prepared_folder(tfds_name, data_dir)
-  return TfdsImages(tfds_name, folder, split, open_builder(folder))
+  return TfdsImages(tfds_name, folder, split, _open_builder(folder))
+
+
+def _open_builder(folder: epath.Path) -> Any:
+  """TFDS's builder; `ValueError` for a description that is damaged."""
+  check_description(folder)
+  import tensorflow_datasets as tfds  # it takes half a second
+
+  try:
+    return tfds.builder_from_directory(folder)
+  except Exception as error:  # of contents that make no sense: any
+    text = ' '.join(str(error).split())[:200]
+    raise ValueError(
+      f'{folder}: dataset_info.json or features.json cannot be used: {text}; '
+      'prepare or copy the data set again'
+    ) from error
 
 
 def _find_features(
