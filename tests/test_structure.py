@@ -40,7 +40,6 @@ LAZY = {
   'tensorflow_datasets': (
     'input_pipeline/stream.py',
     'input_pipeline/tfds_source.py',
-    'input_pipeline/tfds_folder.py',  # which opens prepared data sets
   ),
   'torch': ('interop/',),
   'safetensors': ('interop/',),
