@@ -104,9 +104,12 @@ def label(names: Sequence[str], every: Mapping[str, Any]) -> str:
       parts.append(top)
     elif len(missing) < len(whole):
       named = [child for child in missing if child]
-      if '' in missing:  # tokens and the like, which stand right below the top
-        short = [n.split('/') for n in members if n not in chosen]
-        named += [words[1] for words in short if len(words) == 2]
+      # Tokens and the like stand right below the top.
+      named += [
+        n.split('/')[1]
+        for n in members
+        if n not in chosen and n.count('/') == 1
+      ]
       parts.append(f'{top} without {_some(named)}')
     else:
       parts += _first(
