@@ -96,17 +96,26 @@ def label(names: Sequence[str], every: Mapping[str, Any]) -> str:
     whole, cut = _children(members, chosen)
     missing = _children(members, set(members) - chosen)[0]
     touched = whole + cut
-    if cut or '' in missing:
+    if cut:
       split = True
       one = cut == touched and len(cut) == 1 and cut[0]
       parts.append(f'{top}/{cut[0]}' if one else top)
     elif not missing:
       parts.append(top)
     elif len(missing) < len(whole):
-      parts.append(f'{top} without {_some(missing)}')
+      named = [child for child in missing if child]
+      # Tokens and the like stand right below the top.
+      named += [
+        n.split('/')[1]
+        for n in members
+        if n not in chosen and n.count('/') == 1
+      ]
+      parts.append(f'{top} without {_some(named)}')
     else:
-      parts += [f'{top}/{child}' for child in whole[:KINDS]]
-      parts += ['...'] * (len(whole) > KINDS)
+      parts += _first(
+        [f'{top}/{child}' for child in whole if child]
+        + [n for n in members if n in chosen and n.count('/') < 2]
+      )
   text = ', '.join(parts)
   return f'{text} ({_some(_kinds(names))})' if split else text
 
@@ -131,8 +140,12 @@ def _kinds(names: Sequence[str]) -> list[str]:
   return sorted(set(last), key=lambda kind: (-last.count(kind), kind))
 
 
+def _first(words: Sequence[str]) -> list[str]:
+  return [*words[:KINDS], *['...'] * (len(words) > KINDS)]
+
+
 def _some(words: Sequence[str]) -> str:
-  return ', '.join([*words[:KINDS], *['...'] * (len(words) > KINDS)])
+  return ', '.join(_first(words))
 
 
 def _fit(text: str, width: int) -> str:

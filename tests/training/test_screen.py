@@ -141,6 +141,10 @@ class TestGroups:
     assert label(names, names) == 'encoder, head'
     assert label(names[:1], names) == 'encoder/patch_embed'
     assert label(names[1:], names) == 'encoder without patch_embed, head'
+    tokens = [*names, 'encoder/cls']
+    assert label(names[:1], tokens) == 'encoder/patch_embed'
+    assert label(names, tokens) == 'encoder without cls, head'
+    assert label(tokens[-1:], tokens) == 'encoder/cls'
     biases = [name for name in names if name.endswith('bias')]
     assert label(biases, names) == 'encoder, head (bias)'
 
