@@ -1,6 +1,7 @@
 """Which training images a few-shot evaluation may look at."""
 
 import dataclasses
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -121,10 +122,11 @@ def listed_subset(path: epath.PathLike, source: Source) -> Subset:
     raise ValueError(f'{path}: no lines')
   ends = {}
   for i in range(len(source)):
-    where = source.where(i)
+    where = unicodedata.normalize('NFC', source.where(i))
     ends.setdefault(where.rpartition('/')[2], []).append((i, f'/{where}'))
   chosen, strange = [], []
   for line in lines:
+    line = unicodedata.normalize('NFC', line)
     last = line.rpartition('/')[2]
     tail = f'/{line.lstrip("/")}'
     found = [i for i, where in ends.get(last, ()) if where.endswith(tail)]
