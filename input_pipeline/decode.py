@@ -196,7 +196,8 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image | None:
     return None
   if channels not in _MODES:
     raise UnreadableError(
-      f'image files have 1, 3 or 4 channels, not {channels}; use .npy files'
+      f'config.data.channels={channels}, and image files are read with 1, 3 or '
+      '4; use .npy files for other numbers'
     )
   return _open_and(lambda image, size: _load(image, size, channels), data)
 
@@ -299,7 +300,10 @@ def _array(data: bytes | np.ndarray) -> np.ndarray:
 def _fit_channels(array: np.ndarray, channels: int) -> np.ndarray:
   found = array.shape[-1]
   if found not in (1, channels):
-    raise UnreadableError(f'{found} channels, not {channels}')
+    raise UnreadableError(
+      f'{found} channels, not {channels}; set config.data.channels={found} if '
+      'all images have as many'
+    )
   if found != channels:
     array = np.repeat(array, channels, axis=-1)
   return np.ascontiguousarray(array)

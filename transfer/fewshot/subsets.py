@@ -34,6 +34,7 @@ def draw_subsets(
   shots: Sequence[int] = (),
   draws: int = 1,
   seed: int = 0,
+  names: Sequence[str] = (),
 ) -> list[Subset]:
   """Draws shares of every class, and so many images of every class.
 
@@ -48,6 +49,7 @@ def draw_subsets(
     shots: images per class.
     draws: so many of each subset; one where it is everything.
     seed: of the draws.
+    names: of the classes, for messages.
 
   Returns:
     Shares, then shots, as given; the draws of each one after another.
@@ -63,12 +65,12 @@ def draw_subsets(
   classes, counts = np.unique(labels, return_counts=True)
   sizes = {f'{100 * s:g}%': _stratified(counts, s) for s in shares}
   for k in shots:
-    if k < 1 or k > counts.min():
-      small = counts.argmin()
+    if k < 1:
       raise ValueError(
-        f'config.fewshot.shots={tuple(shots)} must be within '
-        f'1..{counts.min()}, what class {classes[small]} has'
+        f'config.fewshot.shots={tuple(shots)} must be at least 1'
       )
+    if k > counts.min():
+      raise ValueError(_too_few(tuple(shots), classes, counts, names))
     sizes[f'{k} per class'] = np.full(len(classes), k)
   members = [np.flatnonzero(labels == c) for c in classes]
   orders = [
@@ -85,6 +87,29 @@ def draw_subsets(
       indices = np.sort(np.concatenate(chosen))
       out.append(Subset(name=name, draw=draw, indices=indices))
   return out
+
+
+def _too_few(
+  shots: tuple[int, ...],
+  classes: np.ndarray,
+  counts: np.ndarray,
+  names: Sequence[str],
+) -> str:
+  """Names the classes that have not enough images, the smallest first."""
+  small = np.flatnonzero(counts < max(shots))
+  small = small[np.argsort(counts[small], kind='stable')]
+  words = [
+    f'{names[classes[i]] if len(names) else str(classes[i])!r} has {counts[i]}'
+    for i in small[:SHOWN]
+  ]
+  fitting = tuple(k for k in shots if k <= counts.min()) or (int(counts.min()),)
+  written = str(fitting).replace(' ', '')
+  return (
+    f'config.fewshot.shots={shots}: class {", class ".join(words)}'
+    + f' and {len(small) - SHOWN} more have too few' * (len(small) > SHOWN)
+    + ' training images; add images, leave such classes out, or set '
+    f"--config.fewshot.shots='{written}'"
+  )
 
 
 def _stratified(counts: np.ndarray, share: float) -> np.ndarray:
