@@ -196,8 +196,8 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image | None:
     return None
   if channels not in _MODES:
     raise UnreadableError(
-      f'config.data.channels={channels}, and image files are read with 1, 3 or '
-      '4; use .npy files for other numbers'
+      f'image files have 1, 3 or 4 channels, not {channels}: set '
+      'config.data.channels to one of them, or use .npy files'
     )
   return _open_and(lambda image, size: _load(image, size, channels), data)
 

@@ -65,11 +65,7 @@ def draw_subsets(
   classes, counts = np.unique(labels, return_counts=True)
   sizes = {f'{100 * s:g}%': _stratified(counts, s) for s in shares}
   for k in shots:
-    if k < 1:
-      raise ValueError(
-        f'config.fewshot.shots={tuple(shots)} must be at least 1'
-      )
-    if k > counts.min():
+    if k < 1 or k > counts.min():
       raise ValueError(_too_few(tuple(shots), classes, counts, names))
     sizes[f'{k} per class'] = np.full(len(classes), k)
   members = [np.flatnonzero(labels == c) for c in classes]
@@ -96,16 +92,18 @@ def _too_few(
   names: Sequence[str],
 ) -> str:
   """Names the classes that have not enough images, the smallest first."""
-  small = np.flatnonzero(counts < max(shots))
+  small = np.flatnonzero(counts < max(*shots, counts.min() + 1))
   small = small[np.argsort(counts[small], kind='stable')]
   words = [
     f'{names[classes[i]] if len(names) else str(classes[i])!r} has {counts[i]}'
     for i in small[:SHOWN]
   ]
-  fitting = tuple(k for k in shots if k <= counts.min()) or (int(counts.min()),)
+  least = int(counts.min())
+  fitting = tuple(k for k in shots if 1 <= k <= least) or (least,)
   written = str(fitting).replace(' ', '')
   return (
-    f'config.fewshot.shots={shots}: class {", class ".join(words)}'
+    f'config.fewshot.shots={shots} must be within 1..{counts.min()}: class '
+    + ', class '.join(words)
     + f' and {len(small) - SHOWN} more have too few' * (len(small) > SHOWN)
     + ' training images; add images, leave such classes out, or set '
     f"--config.fewshot.shots='{written}'"
