@@ -98,7 +98,8 @@ def _is_readable(kind: Format) -> bool:
     if hasattr(plugin, 'register_heif_opener'):
       plugin.register_heif_opener()
   except ModuleNotFoundError:
-    return kind.name in Image.OPEN
+    # Pillow's own openers are there without the libraries that they need.
+    return not kind.feature and kind.name in Image.OPEN
   except Exception as error:  # an optional package must not stop anything
     logging.warning('%s cannot be loaded: %s', kind.plugin, error)
     return False

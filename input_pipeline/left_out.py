@@ -114,7 +114,7 @@ class LeftOut:
       total.update(
         {k: n for k, n in counts.items() if k.startswith('/') == hidden}
       )
-    return dict(total.most_common())
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
   def pictures(self) -> str:
     """Pictures and films of formats that are not read, in words; or empty."""

@@ -236,7 +236,7 @@ def test_splits_and_labels_behind_backslashes(tmp_path, name):
 
 def test_a_backslash_in_a_name_of_a_tar(tmp_path):
   path = make_tar(tmp_path / 'x.tar', ['d/a\\b.png', 'd/c.png'])
-  assert names(load(path)) == ['a\\b.png', 'c.png']
+  assert names(load(path)) == ['d/a\\b.png', 'd/c.png']
 
 
 def damage(path, old, new):

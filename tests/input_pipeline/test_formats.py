@@ -51,7 +51,7 @@ def as_tree(root, kind, tmp_path):
         file.write(image, image.name)
   else:
     with tarfile.open(path, 'w') as file:
-      file.add(root, 'top')
+      file.add(root, '.')
   return path
 
 
