@@ -17,13 +17,14 @@ from absl import logging
 from etils import epath
 
 from input_pipeline import cache, members
-from input_pipeline.decode import EXTENSIONS
-from input_pipeline.listing import is_image, is_remote
+from input_pipeline.formats import EXTENSIONS, is_image
+from input_pipeline.left_out import LeftOut
+from input_pipeline.listing import is_remote
 from input_pipeline.names import Listing, Names, shown
 from input_pipeline.source import Stamps
 from input_pipeline.tree import descend
 
-_FORMAT = f'1 {EXTENSIONS}'  # of the cached indices
+_FORMAT = f'2 {EXTENSIONS}'  # of the cached indices
 _COLUMNS = ('offset', 'stored', 'size', 'method', 'crc')
 _PARTS = ('images', 'tables')
 _COMPRESSED = {
@@ -84,14 +85,14 @@ class Archive:
     self.name, self._file = shown(os.fsencode(path)), file
     self.root = path  # tables lie beside the archive or in it
     self._index = _load_index(path, file, find_members)
-    kinds = json.loads(str(self._index['kinds']))
+    left_out = LeftOut.from_json(str(self._index['left_out']))
     names = Names.from_arrays(self._index, 'images')
 
     def look(above):
-      folders, loose = Listing(names, kinds, prefix=above).folders()
+      folders, loose = Listing(names, left_out, prefix=above).folders()
       return list(folders), loose is not None
 
-    images = Listing(names, kinds, prefix=descend(look)[0])
+    images = Listing(names, left_out, prefix=descend(look)[0])
     self._all, self._tables = images, Names.from_arrays(self._index, 'tables')
 
   def folders(self) -> list[bytes]:
@@ -105,7 +106,7 @@ class Archive:
   def table(self, path: str) -> bytes | None:
     """See `Tree`; looked for in the archive, then beside it."""
     above = self._all.above.split(b'/')[:-1]
-    tables = Listing(self._tables, {})
+    tables = Listing(self._tables, LeftOut())
     for depth in range(len(above), -1, -1):
       name = b'/'.join((*above[:depth], os.fsencode(path)))
       index = tables.find(name)
@@ -168,7 +169,7 @@ def _load_index(path: str, file, find_members) -> dict[str, np.ndarray]:
   kept_at = cache.cache_file('index', name, digest=path)
   columns = (*_COLUMNS, 'blob', 'ends')
   keys = tuple(f'{part}_{column}' for part in _PARTS for column in columns)
-  kept = cache.read_arrays(kept_at, (*keys, 'kinds', 'about'))
+  kept = cache.read_arrays(kept_at, (*keys, 'left_out', 'about'))
   if kept is not None and str(kept['about']) == about:
     return kept
   index = _make_index(path, file, find_members)
@@ -187,8 +188,8 @@ def _make_index(path: str, file, find_members) -> dict[str, np.ndarray]:
       f'{shown(os.fsencode(path))}: {error}; copy or pack it again'
     ) from error
   names = found.names
-  if found.left_out:
-    text = ', '.join(f'{n} {kind}' for kind, n in found.left_out.items())
+  if found.odd:
+    text = ', '.join(f'{n} {kind}' for kind, n in found.odd.items())
     logging.warning('%s: left out: %s', shown(os.fsencode(path)), text)
   # Of members with one name the last counts, as when unpacking.
   order = sorted(range(len(names)), key=names.__getitem__)
@@ -203,7 +204,7 @@ def _make_index(path: str, file, find_members) -> dict[str, np.ndarray]:
       shown(os.fsencode(path)),
       len(names) - len(order),
     )
-  index = {'kinds': np.array(json.dumps(found.kinds))}
+  index = {'left_out': np.array(found.left_out.to_json())}
   for part in _PARTS:
     rows = [i for i in order if is_image(names[i]) == (part == 'images')]
     index |= Names.of(names[i] for i in rows).to_arrays(part)

@@ -10,20 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from input_pipeline import formats
 from input_pipeline.array_files import ArrayFileError, read_npy
 from input_pipeline.image_containers import open_image, without_metadata
 from input_pipeline.image_limits import bytes_needed, may_hold
 from input_pipeline.orientation import QUARTER_TURNS, TURNS, orientation
-
-# Files that a folder is searched for; `.npy` holds uint8 [h, w] or [h, w, c].
-EXTENSIONS = tuple(
-  '.jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm '
-  '.npy'.split()
-)
-
-# What Pillow may take a file for, whatever its name: among the others is
-# PostScript, which runs another program.
-_FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM', 'JPEG2000')
 
 # More pixels than LARGE are decoded one image at a time, and JPEGs at a reduced
 # scale: eight threads with a satellite picture each would fill the memory.
@@ -66,7 +57,7 @@ class Header:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _told(data: bytes = b'') -> Iterator[None]:
   """Turns whatever the decoders raise into one kind of error."""
   try:
     yield
@@ -75,7 +66,10 @@ def _told() -> Iterator[None]:
   except ArrayFileError as error:
     raise UnreadableError(str(error)) from error
   except UnidentifiedImageError as error:
-    raise UnreadableError('not an image of a known format') from error
+    content = formats.content_name(data)
+    raise UnreadableError(
+      'not an image of a known format' + f': {content}' * bool(content)
+    ) from error
   except (Exception, MemoryError) as error:  # of broken bytes: any
     text = ' '.join(str(error).split())[:200]
     raise UnreadableError(f'{type(error).__name__}: {text}') from error
@@ -110,9 +104,9 @@ def _open_and(
   Where it fails, it is tried again with a file of the same pixels without
   optional metadata: these may be broken, the pixels may not.
   """
-  with _told():
+  with _told(data):
     try:
-      return use(open_image(data, _FORMATS, header=header), len(data))
+      return use(open_image(data, formats.PILLOW, header=header), len(data))
     except (UnreadableError, MemoryError):
       raise
     except Exception as error:
@@ -120,7 +114,7 @@ def _open_and(
       if bare is None:
         raise
       try:
-        image = open_image(bare[0], _FORMATS, header=header)
+        image = open_image(bare[0], formats.PILLOW, header=header)
         image.info.update(bare[1])
         return use(image, len(data))
       except UnreadableError:
@@ -202,7 +196,8 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image.Image | None:
     return None
   if channels not in _MODES:
     raise UnreadableError(
-      f'image files have 1, 3 or 4 channels, not {channels}; use .npy files'
+      f'image files have 1, 3 or 4 channels, not {channels}: set '
+      'config.data.channels to one of them, or use .npy files'
     )
   return _open_and(lambda image, size: _load(image, size, channels), data)
 
@@ -292,7 +287,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 def _array(data: bytes | np.ndarray) -> np.ndarray:
   """uint8 [h, w, c] from an array or the bytes of an .npy."""
   if isinstance(data, bytes):
-    with _told():
+    with _told(data):
       data = read_npy(data)
   if data.dtype != np.uint8 or data.ndim not in (2, 3) or 0 in data.shape:
     raise UnreadableError(
@@ -305,7 +300,10 @@ def _array(data: bytes | np.ndarray) -> np.ndarray:
 def _fit_channels(array: np.ndarray, channels: int) -> np.ndarray:
   found = array.shape[-1]
   if found not in (1, channels):
-    raise UnreadableError(f'{found} channels, not {channels}')
+    raise UnreadableError(
+      f'{found} channels, not {channels}; set config.data.channels={found} if '
+      'all images have as many'
+    )
   if found != channels:
     array = np.repeat(array, channels, axis=-1)
   return np.ascontiguousarray(array)

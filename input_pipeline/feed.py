@@ -59,7 +59,8 @@ def open_sources(config: Any) -> tuple[Source, Source | None]:
   if train.channels != test.channels:
     raise ValueError(
       f'images for training have {train.channels} channels, those for testing '
-      f'{test.channels}; they must agree'
+      f'{test.channels}; they must agree: change the images, or leave those '
+      "for testing out with config.data.test_split=''"
     )
   return train, test
 

@@ -6,20 +6,22 @@ too, or come from a table.
 
 import functools
 import os
+from collections.abc import Mapping
 
 import numpy as np
 from absl import logging
 from etils import epath
 
+from input_pipeline import label_table
 from input_pipeline import labels as labelling
 from input_pipeline.data_dir import open_tree
-from input_pipeline.decode import EXTENSIONS
+from input_pipeline.left_out import LeftOut, looked_for
 from input_pipeline.listing import is_remote
-from input_pipeline.names import Listing, shown
+from input_pipeline.names import Listing, normal, shown
 from input_pipeline.source import Stamps
 from input_pipeline.tree import TESTS, Tree, read_file, splits
 
-_SHOWN = 8  # names or kinds in an error
+_SHOWN = 8  # names in an error
 _LABELS = "'auto', 'folders', 'none' or the path of a table"
 
 
@@ -50,6 +52,11 @@ class Files:
     self.name = f'{tree.name}/{shown(images.above)}'.rstrip('/')
     self.labels, self.classes = labels, classes
     self._tree, self._images, self._rows = tree, images, rows
+
+  @property
+  def left_out(self) -> LeftOut:
+    """Counts of files beside the images that are not read."""
+    return self._images.left_out
 
   def __len__(self):
     return len(self._images) if self._rows is None else len(self._rows)
@@ -95,7 +102,7 @@ def from_folder(
     data_dir: folder, local or as `gs://bucket/folder`; or a `.zip` or `.tar`.
     labels: 'folders' for the first level of sub-folders; 'none'; 'auto' for
       'folders' if every image is in one of at least two of them, else 'none';
-      or the path of a table of paths and labels (see `labels.read_table`),
+      or the path of a table of paths and labels (see `label_table.read_table`),
       absolute or relative to data_dir or to each split. Files that a table does
       not name are left out.
 
@@ -111,6 +118,12 @@ def from_folder(
   images = tree.listing(folder)
   if not len(images):
     raise ValueError(_nothing(tree, folder, images))
+  if pictures := images.left_out.pictures():
+    logging.warning(
+      '%s: left out: %s',
+      f'{tree.name}/{shown(images.above)}'.rstrip('/'),
+      pictures,
+    )
   if labels == 'none':
     return Files(tree, images)
   if not labels:
@@ -142,7 +155,8 @@ def _warn_of_new_classes(tree: Tree, folder: bytes, images: Listing) -> None:
   if train == folder:
     return
   known, loose = tree.listing(train).folders()
-  new = [shown(name) for name in images.folders()[0] if name not in known]
+  known = {normal(name): shown(name) for name in known}
+  new = [name for name in images.folders()[0] if normal(name) not in known]
   if new and not loose:
     logging.warning(
       '%s: %d classes of %s are not in %s, such as %s',
@@ -150,8 +164,19 @@ def _warn_of_new_classes(tree: Tree, folder: bytes, images: Listing) -> None:
       len(new),
       shown(folder),
       shown(train),
-      ', '.join(new[:3]),
+      ', '.join(_nearly(name, known) for name in new[:3]),
     )
+
+
+def _nearly(name: bytes, known: Mapping[bytes, str]) -> str:
+  """A class, with the one that it may be apart from its letters' case."""
+  alike = next((known[k] for k in known if _loose(k) == _loose(name)), None)
+  return shown(name) + f' ({alike} is)' * (alike is not None)
+
+
+def _loose(name: bytes) -> str:
+  text = normal(name).decode(errors='surrogateescape')
+  return ''.join(c for c in text.casefold() if c.isalnum())
 
 
 def has_split(data_dir: str | os.PathLike | None, split: str) -> bool:
@@ -188,8 +213,14 @@ def _split_folder(tree: Tree, split: str) -> bytes:
     return found[split]
   if split == 'train':
     return b''
-  if split != 'test' and os.fsencode(split) in folders:
-    return os.fsencode(split)
+  named = [f for f in folders if normal(f) == normal(os.fsencode(split))]
+  if split != 'test' and len(named) > 1:
+    raise ValueError(
+      f'{tree.name}: {len(named)} sub-folders are named {split!r} in different '
+      'Unicode forms; move their images into one of them'
+    )
+  if split != 'test' and named:
+    return named[0]
   looked = split if split != 'test' else f'train with {" or ".join(TESTS)}'
   names = ', '.join(shown(name) for name in folders[:_SHOWN]) or 'none'
   raise ValueError(
@@ -235,10 +266,11 @@ def _from_table(tree, folder, path, images, siblings) -> Files:
       f'{tree.name}: no table of labels {path!r} in data_dir; labels may be '
       + _LABELS
     )
-  classes = {label for table in tables.values() for label in table.values()}
-  classes = labelling.number_classes(classes)
-  rows, numbers = labelling.by_table(
-    own, classes, images, siblings=siblings, root=tree.root, name=path
+  classes, numbers = labelling.unify_classes(
+    {label for table in tables.values() for label in table.values()}
+  )
+  rows, labels = labelling.by_table(
+    own, numbers, images, siblings=siblings, root=tree.root, name=path
   )
   if not len(rows):
     raise ValueError(f'{path}: names none of the {len(images)} images')
@@ -248,38 +280,34 @@ def _from_table(tree, folder, path, images, siblings) -> Files:
     len(rows),
     len(images) - len(rows),
   )
-  return Files(tree, images, rows=rows, labels=numbers, classes=classes)
+  return Files(tree, images, rows=rows, labels=labels, classes=classes)
 
 
 def _tables(tree: Tree, path: str) -> dict[bytes, dict[bytes, str]]:
   """Tables by the folder they are for: one for all, or one for each split."""
   if is_remote(path):
     content = epath.Path(path).read_bytes()
-    return {b'': labelling.read_table(content, path)}
+    return {b'': label_table.read_table(content, path)}
   expanded = os.path.expanduser(path)
   if os.path.isabs(expanded):
-    return {b'': labelling.read_table(read_file(expanded), path)}
+    return {b'': label_table.read_table(read_file(expanded), path)}
   content = tree.table(path)
   if content is not None:
-    return {b'': labelling.read_table(content, path)}
+    return {b'': label_table.read_table(content, path)}
   found = {}
   for folder in splits(tree).values():
     name = os.path.join(os.fsdecode(folder), path)
     content = tree.table(name)
     if content is not None:
-      found[folder] = labelling.read_table(content, name)
+      found[folder] = label_table.read_table(content, name)
   return found
 
 
 def _nothing(tree: Tree, folder: bytes, images: Listing) -> str:
-  seen = sorted(images.kinds.items(), key=lambda item: -item[1])
-  text = ', '.join(f'{count} {kind}' for kind, count in seen[:_SHOWN])
   out = ''
   if folder and folder in [splits(tree).get(name) for name in TESTS]:
     out = '; name another split, or none: --config.data.test_split='
   return (
     f'{tree.name}/{shown(images.above)}'.rstrip('/')
-    + f': no images; looked for {" ".join(EXTENSIONS)} at any depth, seen: '
-    + (text or 'no files at all')
-    + out
+    + f': no images; {looked_for(images.left_out)}{out}'
   )

@@ -7,9 +7,7 @@ used as it is until someone deletes it.
 """
 
 import array
-import collections
 import concurrent.futures
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -19,15 +17,16 @@ from absl import logging
 from etils import epath
 
 from input_pipeline import cache
-from input_pipeline.decode import EXTENSIONS
+from input_pipeline.formats import EXTENSIONS, is_image
+from input_pipeline.hidden_images import HiddenImages
+from input_pipeline.left_out import LeftOut
 from input_pipeline.names import Listing, Names, shown
 from input_pipeline.progress import progress_bar
+from input_pipeline.system_names import is_hidden
 
-IMAGES = tuple(os.fsencode(extension) for extension in EXTENSIONS)
-_FORMAT = f'2 {EXTENSIONS}'  # of the cached lists
+_FORMAT = f'3 {EXTENSIONS}'  # of the cached lists
 _KEYS = ('images_blob', 'images_ends', 'folders_blob', 'folders_ends')
-_KEYS += ('marks', 'kinds')
-_MAX_KINDS = 100  # extensions counted one by one
+_KEYS += ('marks', 'left_out')
 _REMOTE_CALLS = 32  # at a time
 
 
@@ -36,32 +35,11 @@ def is_remote(path: str | os.PathLike) -> bool:
   return bool(re.match(r'[a-z][a-z0-9+.-]*://', os.fspath(path)))
 
 
-def is_hidden(name: bytes) -> bool:
-  """Whether a file or folder is not meant to be seen."""
-  return name.startswith(b'.') or name == b'__MACOSX'
-
-
-def is_image(name: bytes) -> bool:
-  """Whether a name has one of the `EXTENSIONS` of images."""
-  return name[-5:].lower().endswith(IMAGES)
-
-
-class Kinds(collections.Counter):
-  """Counts files by extension, a few extensions at most."""
-
-  def see(self, name: bytes) -> None:
-    """Counts one file."""
-    kind = shown(os.path.splitext(name)[1].lower()) or 'no extension'
-    if len(self) >= _MAX_KINDS and kind not in self:
-      kind = 'others'
-    self[kind] += 1
-
-
 def list_folder(folder: str, *, above: bytes = b'') -> Listing:
   """Lists the images in a folder, at any depth, in the order of their paths.
 
-  Hidden files and folders are left out; linked folders are followed, each
-  folder once.
+  Hidden files and folders and those of systems are left out; linked folders are
+  followed, each folder once.
 
   Args:
     folder: absolute path or URL.
@@ -85,8 +63,8 @@ def list_folder(folder: str, *, above: bytes = b'') -> Listing:
         folder,
         path,
       )
-    kinds = json.loads(str(kept['kinds']))
-    return Listing(Names.from_arrays(kept, 'images'), kinds, above=above)
+    left_out = LeftOut.from_json(str(kept['left_out']))
+    return Listing(Names.from_arrays(kept, 'images'), left_out, above=above)
   walk = RemoteWalk(folder) if remote else _Walk(folder)
   images = Names.of(walk.images())
   if walk.complete and len(images):
@@ -95,9 +73,9 @@ def list_folder(folder: str, *, above: bytes = b'') -> Listing:
       **images.to_arrays('images'),
       **Names.of(walk.folders).to_arrays('folders'),
       marks=np.frombuffer(walk.marks, np.uint64),
-      kinds=np.array(json.dumps(walk.kinds)),
+      left_out=np.array(walk.left_out.to_json()),
     )
-  return Listing(images, walk.kinds, above=above)
+  return Listing(images, walk.left_out, above=above)
 
 
 def _unchanged(root: str, kept: dict[str, np.ndarray]) -> bool:
@@ -153,7 +131,7 @@ class _Walk:
   Attributes:
     folders: all that were listed, relative, with a trailing '/'.
     marks: of these folders before they were listed, see `_marks`.
-    kinds: files that are no images.
+    left_out: what is not listed.
     complete: nothing failed or changed meanwhile: worth keeping.
   """
 
@@ -161,7 +139,8 @@ class _Walk:
     self._root, self._seen = os.fsencode(root), set()
     self._real = os.path.join(os.path.realpath(self._root), b'')
     self.folders, self.marks = [], array.array('Q')
-    self.kinds, self.complete = Kinds(), True
+    self.left_out, self.complete = LeftOut(), True
+    self._hidden = HiddenImages(self.left_out)
 
   def images(self) -> Iterator[bytes]:
     """Relative paths in the order of their bytes."""
@@ -199,6 +178,7 @@ class _Walk:
         for entry in entries:
           name = entry.name
           if is_hidden(name):
+            self._hidden.see(entry)
             continue
           kind = entry_kind(entry)
           self.complete &= kind != 'broken'  # it may lead somewhere next time
@@ -208,7 +188,7 @@ class _Walk:
           elif kind == 'file' and is_image(name):
             out.append(folder + name)
           else:
-            self.kinds.see(name)
+            self.left_out.see(name)
     except OSError as error:
       if not folder:
         raise
@@ -246,7 +226,8 @@ class RemoteWalk:
   def __init__(self, root: str):
     self._root = epath.Path(root)
     self.folders, self.marks = [], array.array('Q')
-    self.kinds, self.complete = Kinds(), True
+    self.left_out, self.complete = LeftOut(), True
+    self._hidden = HiddenImages(self.left_out)
 
   def images(self) -> list[bytes]:
     """Relative paths in the order of their bytes."""
@@ -257,14 +238,15 @@ class RemoteWalk:
     ):
       level = ['']
       while level:
-        entries = [
-          folder + name
-          for folder, names in zip(
-            level, pool.map(self._names, level), strict=True
-          )
-          for name in names
-          if not is_hidden(os.fsencode(name))
-        ]
+        entries = []
+        for folder, names in zip(
+          level, pool.map(self._names, level), strict=True
+        ):
+          for name in names:
+            if is_hidden(os.fsencode(name)):
+              self._hidden.see_remote(self._root / folder / name)
+            else:
+              entries.append(folder + name)
         others = []
         for path in entries:
           if is_image(os.fsencode(path)):
@@ -279,7 +261,7 @@ class RemoteWalk:
           if folder:
             level.append(f'{path}/')
           else:
-            self.kinds.see(os.fsencode(path))
+            self.left_out.see(os.fsencode(path))
     return sorted(set(found))
 
   def _names(self, folder: str) -> list[str]:

@@ -10,8 +10,10 @@ import tarfile
 import tqdm
 from absl import logging
 
-from input_pipeline.listing import Kinds, is_hidden, is_image
+from input_pipeline.formats import is_image
+from input_pipeline.left_out import LeftOut
 from input_pipeline.progress import progress_bar
+from input_pipeline.system_names import is_hidden
 
 # How a member is stored: as in zip files, with two of our own.
 STORED, DEFLATED, TAR, ENCRYPTED = 0, 8, -1, -2
@@ -39,28 +41,35 @@ class Members:
   Attributes:
     names: paths as bytes, in the order of the archive.
     columns: int64 [n] each: offset, size in the archive, size, method, CRC-32.
-    kinds: other files by extension.
-    left_out: what is no file or cannot be named, counted.
+    left_out: counts of other files.
+    odd: what is no file or cannot be named, counted.
   """
 
   def __init__(self):
     self.names = []
     self.columns = tuple(array.array('q') for _ in range(5))
-    self.kinds, self.left_out = Kinds(), collections.Counter()
+    self.left_out, self.odd = LeftOut(), collections.Counter()
 
   def add(self, name: bytes, *numbers: int) -> None:
     """Notes one file; `numbers` as the columns."""
     parts = [part for part in name.split(b'/') if part not in (b'', b'.')]
     if b'..' in parts:
-      self.left_out["names with '..'"] += 1
-    elif not parts or any(map(is_hidden, parts)):
+      self.odd["names with '..'"] += 1
       return
-    elif is_image(parts[-1]) or parts[-1].lower().endswith(_TABLES):
+    if not parts:
+      return
+    hidden = next((i for i, p in enumerate(parts) if is_hidden(p)), None)
+    if hidden is not None:
+      above = b'/'.join(parts[:hidden])
+      images = int(is_image(parts[-1]))
+      self.left_out.see_hidden(parts[hidden], images, above)
+      return
+    if is_image(parts[-1]) or parts[-1].lower().endswith(_TABLES):
       self.names.append(b'/'.join(parts))
       for column, number in zip(self.columns, numbers, strict=True):
         column.append(number)
     if not is_image(parts[-1]):
-      self.kinds.see(parts[-1])
+      self.left_out.see(parts[-1], b'/'.join(parts[:-1]))
 
 
 def zip_members(file, found: Members) -> None:
@@ -94,11 +103,11 @@ def zip_members(file, found: Members) -> None:
       extra = content[start + name_size : start + name_size + extra_size]
       if 0xFFFFFFFF in (size, stored, offset):
         size, stored, offset = _wide(extra, size, stored, offset)
-      name = _zip_name(name, unicode=bool(flags & 0x800), dos=system in (0, 11))
+      name = _zip_name(name, unicode=bool(flags & 0x800))
       if name.endswith(b'/'):
         continue
       if system == 3 and stat.S_ISLNK(mode):
-        found.left_out['links'] += 1
+        found.odd['links'] += 1
         continue
       method = ENCRYPTED if flags & 1 else method
       found.add(name, offset + shift, stored, size, method, crc)
@@ -141,13 +150,13 @@ def _wide(extra: bytes, *narrow: int) -> list[int]:
   return list(narrow)
 
 
-def _zip_name(name: bytes, *, unicode: bool, dos: bool) -> bytes:
-  """As UTF-8, with forward slashes."""
+def _zip_name(name: bytes, *, unicode: bool) -> bytes:
+  """As UTF-8, with forward slashes, which programs on Windows may forget."""
   try:
     name.decode('utf-8')  # many tools forget to set the flag
   except UnicodeDecodeError:
     name = name if unicode else name.decode('cp437').encode()
-  return name.replace(b'\\', b'/') if dos else name
+  return name.replace(b'\\', b'/')
 
 
 def tar_members(file, found: Members) -> None:
@@ -171,14 +180,17 @@ def tar_members(file, found: Members) -> None:
         tar.members.clear()  # it would keep them all
         progress.update()
         name = info.name.encode(errors='surrogateescape')
+        if b'/' not in name.removeprefix(b'./'):
+          # Of Windows; beside slashes it is part of a name.
+          name = name.replace(b'\\', b'/')
         if info.islnk():
           links.append((name, info.linkname.encode(errors='surrogateescape')))
         elif info.issparse():
-          found.left_out['sparse files'] += 1
+          found.odd['sparse files'] += 1
         elif info.isreg():
           found.add(name, info.offset_data, info.size, info.size, TAR, 0)
         elif not info.isdir():
-          found.left_out['links or devices'] += 1
+          found.odd['links or devices'] += 1
       end = tar.offset
   except _DAMAGED as error:
     raise DamagedError(f'the .tar is cut off or damaged: {error}') from error
@@ -193,6 +205,6 @@ def tar_members(file, found: Members) -> None:
   for name, target in links:
     row = targets.get(os.path.normpath(target).lstrip(b'/'))
     if row is None:
-      found.left_out['links'] += 1
+      found.odd['links'] += 1
     else:
       found.add(name, *(column[row] for column in found.columns))

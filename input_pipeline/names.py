@@ -3,9 +3,14 @@
 import array
 import bisect
 import itertools
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+  from input_pipeline.left_out import LeftOut
 
 
 class Names:
@@ -66,18 +71,18 @@ class Listing:
     stop: where it ends.
     prefix: what all of these names begin with; empty or ending in '/'.
     above: path from the top of the data set to the listing, likewise.
-    kinds: how many files that are no images were seen, by extension.
+    left_out: counts of files that are not listed, see `left_out.LeftOut`.
   """
 
   def __init__(
     self,
     names: Names,
-    kinds: Mapping[str, int],
+    left_out: 'LeftOut',
     *,
     prefix: bytes = b'',
     above: bytes | None = None,
   ):
-    self.names, self.kinds, self.prefix = names, dict(kinds), prefix
+    self.names, self.left_out, self.prefix = names, left_out, prefix
     self.above = prefix if above is None else above
     self.start, self.stop = 0, len(names)
     if prefix:
@@ -103,10 +108,11 @@ class Listing:
 
   def within(self, folder: bytes) -> 'Listing':
     """The part of the listing in one of its folders, named without '/'."""
+    left_out = self.left_out.within(self.prefix + folder)
     folder += b'/'
     return Listing(
       self.names,
-      self.kinds,
+      left_out,
       prefix=self.prefix + folder,
       above=self.above + folder,
     )
@@ -160,3 +166,22 @@ def shown(name: bytes) -> str:
   return ''.join(
     c if c.isprintable() else c.encode('unicode_escape').decode() for c in text
   )
+
+
+def normal(name: bytes) -> bytes:
+  """The form (Unicode's NFC) that names are compared in.
+
+  Systems store one accented letter in different bytes: macOS often as a letter
+  and a mark, others as one character. Upper and lower case, and blanks, do
+  differ.
+
+  Args:
+    name: any bytes.
+
+  Returns:
+    The form; bytes that are not UTF-8 stay as they are.
+  """
+  if name.isascii():
+    return name
+  text = unicodedata.normalize('NFC', name.decode(errors='surrogateescape'))
+  return text.encode(errors='surrogateescape')

@@ -1,6 +1,7 @@
 """Random access to images, wherever they come from."""
 
 import dataclasses
+import unicodedata
 from typing import Protocol
 
 import numpy as np
@@ -70,7 +71,10 @@ def check_classes(train: Source, test: Source) -> None:
   Raises:
     ValueError: other classes in the test split.
   """
-  known, found = tuple(train.classes), tuple(test.classes)
+  known, found = (
+    tuple(unicodedata.normalize('NFC', str(name)) for name in source.classes)
+    for source in (train, test)
+  )
   # Names of an array are counted up to its highest label: the last ones may be
   # missing in a small test split, and numbers mean the same.
   if known[: len(found)] != found:

@@ -81,6 +81,11 @@ def survey(
     unreadable_examples={source.where(b.index): b.error for b in bad[:NAMED]},
     classes=_classes(source),
   )
+  left_out = getattr(source, 'left_out', None)
+  if left_out is not None:
+    out['not_read'], out['hidden_images'] = left_out.kinds, left_out.hidden
+    texts = (left_out.files(), left_out.hidden_images())
+    out['left_out'] = [text for text in texts if text]
   if good:
     out |= _headers([look.header for look in good])
     out |= _moments(good)
@@ -181,6 +186,7 @@ def as_text(found: Mapping[str, Any], *, training: bool = True) -> str:
         f'--config.encoder.mean={_tuple(found["mean"])} '
         f'--config.encoder.std={_tuple(found["std"])}'
       )
+  lines += [f'left out: {text}' for text in found.get('left_out', ())]
   lines.append(f'unreadable: {found["unreadable"]:,}')
   lines += [f'  {k!r}: {v}' for k, v in found['unreadable_examples'].items()]
   return '\n  '.join(lines)

@@ -13,8 +13,10 @@ import tqdm
 from etils import epath
 
 from input_pipeline import listing
+from input_pipeline.formats import is_image
 from input_pipeline.names import Listing, shown
 from input_pipeline.source import Stamps
+from input_pipeline.system_names import is_hidden
 
 TESTS = ('test', 'val', 'valid', 'validation')  # the first that is there
 _THREADS = 8  # network drives answer slowly, but several at a time
@@ -179,12 +181,12 @@ class LocalTree:
     found, loose = [], False
     with os.scandir(os.path.join(self._root, above)) as entries:
       for entry in entries:
-        if listing.is_hidden(entry.name):
+        if is_hidden(entry.name):
           continue
         if listing.entry_kind(entry) == 'folder':
           found.append(entry.name)
         else:
-          loose |= listing.is_image(entry.name)
+          loose |= is_image(entry.name)
     return sorted(found), loose
 
   @functools.cached_property

@@ -1,5 +1,7 @@
 """From pixels to patches and back."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -67,25 +69,45 @@ def check_images(x: jax.Array, channels: int) -> None:
   if x.shape[-1] != channels:
     raise ValueError(
       f'images have {x.shape[-1]} channels, the encoder takes {channels}: '
-      f'convert them or set in_channels={x.shape[-1]}'
+      f'convert them (config.data.channels={channels} for image files) or set '
+      f'in_channels={x.shape[-1]}'
     )
 
 
 def check_divisible(
-  size: tuple[int, int], patch_size: int, name: str = 'patch size'
+  size: tuple[int, int],
+  patch_size: int,
+  name: str = 'patch size',
+  *,
+  fields: Sequence[str] = (),
 ) -> None:
-  """Raises ValueError with the nearest (height, width) that patches tile."""
+  """Raises ValueError with the nearest (height, width) that patches tile.
+
+  Args:
+    size: of the image, in pixels.
+    patch_size: side of a patch.
+    name: of that side in the message.
+    fields: of a config that hold the size, to be named in the message.
+  """
   if not (size[0] % patch_size or size[1] % patch_size):
     return
   lower = [max(s // patch_size, 1) * patch_size for s in size]
   upper = [-(-s // patch_size) * patch_size for s in size]
-  options = [f'{lower[0]}x{lower[1]}']
-  if upper != lower:
-    options.append(f'{upper[0]}x{upper[1]}')
+  if fields:
+    what = ' and '.join(f'{field}={_value(size)}' for field in fields)
+  else:
+    what = f'image {size[0]}x{size[1]}'
+  options = [_value(s) if fields else f'{s[0]}x{s[1]}' for s in (lower, upper)]
+  options = dict.fromkeys(options)
   raise ValueError(
-    f'image {size[0]}x{size[1]} is not divisible by {name} {patch_size}; '
+    f'{what} is not divisible by {name} {patch_size}; '
     f'nearest sizes that work: {", ".join(options)}'
   )
+
+
+def _value(size: Sequence[int]) -> str:
+  """A size as it is written in a config."""
+  return str(size[0] if size[0] == size[1] else tuple(size))
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:

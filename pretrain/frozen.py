@@ -87,7 +87,8 @@ class Frozen:
     if self.encoder.in_channels != channels:
       raise ValueError(
         f'the teacher takes {self.encoder.in_channels} channels, the images '
-        f'have {channels}'
+        f'have {channels}: set config.data.channels='
+        f'{self.encoder.in_channels}, or take another teacher'
       )
 
   def __call__(

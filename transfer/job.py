@@ -18,6 +18,7 @@ from input_pipeline import feed
 from input_pipeline.progress import progress_bar
 from input_pipeline.source import Source, check_classes
 from input_pipeline.views import View
+from models.patches import check_divisible
 from training import distributed, loop, sharding
 from training import workdir as workdirs
 from training.metrics import write_json
@@ -206,8 +207,14 @@ def open_job(config: Any, workdir: epath.PathLike, **fields: Any) -> Job:
   if train.channels not in (None, channels):
     raise ValueError(
       f'the encoder of {backbone.where} reads {channels} channels, the images '
-      f'of {train.name} have {train.channels}'
+      f'of {train.name} have {train.channels}; name other images with '
+      'config.data.data_dir, or another encoder with config.checkpoint'
     )
+  check_divisible(
+    (config.data.image_size,) * 2,
+    backbone.encoder.patch_size,
+    fields=['config.data.image_size'],
+  )
   return Job(
     config=config,
     workdir=workdirs.open_workdir(workdir),

@@ -103,8 +103,10 @@ def _load(
     raise ValueError(message.replace(elsewhere, here)) from error
   if backbone.encoder.in_channels != channels:
     raise ValueError(
-      f'{teacher.checkpoint} takes images of {backbone.encoder.in_channels} '
-      f'channels, these have {channels}'
+      f'{field}: {teacher.checkpoint} takes images of '
+      f'{backbone.encoder.in_channels} channels, these have {channels}; image '
+      'files can be read with other channels by config.data.channels='
+      f'{backbone.encoder.in_channels}'
     )
   if jax.process_index() == 0:
     print(f'teacher: {backbone.where} ({backbone.which})', file=sys.stderr)

@@ -6,7 +6,7 @@ from typing import Any
 from models import make_encoder
 from pretrain import joint
 from pretrain.joint import Joint
-from pretrain.masked_modeling import MaskedModeling
+from pretrain.masked_modeling import VIEW, MaskedModeling
 from pretrain.methods.byol import byol
 from pretrain.methods.dino import dino
 from pretrain.methods.local_mim import local_mim
@@ -19,6 +19,7 @@ from pretrain.methods.repre import repre
 from pretrain.methods.simclr import simclr
 from pretrain.methods.simmim import simmim
 from pretrain.methods.simsiam import simsiam
+from pretrain.view_sizes import check_view_sizes
 from pretrain.weighting import make_weighting
 from training.fields import unknown
 from training.protocols import Method
@@ -130,12 +131,18 @@ def from_config(
 
   Returns:
     The method.
+
+  Raises:
+    ValueError: sizes of views that patches or cells of masks do not tile, or
+      see `make_method`.
   """
   encoder = dict(config.encoder)
   name = encoder.pop('name')
   encoder = dict(in_channels=channels, dtype=config.dtype) | encoder | fields
-  return make_method(
-    make_encoder(name, **encoder),
+  encoder = make_encoder(name, **encoder)
+  check_view_sizes(config, encoder.patch_size)
+  method = make_method(
+    encoder,
     config.method.to_dict(),
     make_recipe(
       config.optim.to_dict(),
@@ -146,3 +153,9 @@ def from_config(
     dtype=config.dtype,
     chunks=config.chunks,
   )
+  masked = method.masked if isinstance(method, Joint) else method
+  if isinstance(masked, MaskedModeling):
+    view = method.view if isinstance(method, Joint) else VIEW
+    cell = masked.encoder.cell
+    check_view_sizes(config, cell, "a mask's cell", view=view)
+  return method

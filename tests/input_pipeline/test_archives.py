@@ -205,8 +205,8 @@ def test_zip_names_of_any_encoding(tmp_path):
   assert set(names(load(path))) == {'uü.png', 'cü.png', 'd^e.png'}
 
 
-@pytest.mark.parametrize('system, name', [(0, 'd/e.png'), (3, 'd\\e.png')])
-def test_backslashes_of_dos(tmp_path, system, name):
+@pytest.mark.parametrize('system', [0, 3])  # FAT, Unix
+def test_backslashes_of_windows(tmp_path, system):
   path = tmp_path / 'x.zip'
   with zipfile.ZipFile(path, 'w') as file:
     for member in ('d^e.png', 'a.png'):
@@ -214,7 +214,29 @@ def test_backslashes_of_dos(tmp_path, system, name):
       info.create_system = system
       file.writestr(info, png(0))
   path.write_bytes(path.read_bytes().replace(b'd^e', b'd\\e'))
-  assert names(load(path)) == ['a.png', name]
+  assert names(load(path)) == ['a.png', 'd/e.png']
+
+
+@both
+def test_splits_and_labels_behind_backslashes(tmp_path, name):
+  paths = [
+    '.\\data\\train\\a\\1.png',
+    'data\\train\\b\\2.png',
+    '\\data\\val\\b\\3.png',
+    'data\\train\\@eaDir\\4.png',
+    'data\\..\\5.png',
+  ]
+  path = make(tmp_path / name, paths)
+  train, test = load(path), load(path, 'test')
+  assert names(train) == ['a/1.png', 'b/2.png'] and names(test) == ['b/3.png']
+  assert train.classes == test.classes == ('a', 'b')
+  assert test.labels.tolist() == [1] and first_pixels(train) == [0, 1]
+  assert train.left_out.hidden == {'@eaDir': 1}
+
+
+def test_a_backslash_in_a_name_of_a_tar(tmp_path):
+  path = make_tar(tmp_path / 'x.tar', ['d/a\\b.png', 'd/c.png'])
+  assert names(load(path)) == ['d/a\\b.png', 'd/c.png']
 
 
 def damage(path, old, new):

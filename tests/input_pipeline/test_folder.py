@@ -2,6 +2,7 @@ import errno
 import logging
 import os
 import socket
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from image_files import (
 )
 
 from input_pipeline import folder as module
-from input_pipeline import listing, sources
+from input_pipeline import hidden_images, listing, sources
 from input_pipeline.decode import UnreadableError, decode
 
 
@@ -71,6 +72,76 @@ def test_what_is_no_image_file_is_left_out(tmp_path):
     server.bind('socket.jpg')
     os.chdir(here)
     assert names(load(tmp_path)) == ['a.jpg', 'dir.jpg/b.jpg', 'linked.jpg']
+
+
+SYSTEM = [
+  '@eaDir',
+  '@EADIR/1.png',
+  '#recycle',
+  '#snapshot',
+  '@Recycle',
+  '$RECYCLE.BIN/S-1-5-18',
+  '$Recycle.Bin',
+  'RECYCLER/S-1-5-21-1-2-3-1001',
+  'System Volume Information',
+  'SYSTEM VOLUME INFORMATION',
+  'lost+found',
+  'FOUND.000',
+  '__MACOSX',
+  '__pycache__',
+  '.Trash-1000/files',
+  '.Trashes',
+  '.@__thumb',
+  '.AppleDouble',
+  '.Spotlight-V100',
+  '.fseventsd',
+  '.ipynb_checkpoints',
+  '.git',
+  '.cache',
+]
+CLASSES = ['@home', '#hashtag', '$5', 'lost', 'recycle', 'Recycle Bin', 'tmp']
+
+
+@pytest.mark.parametrize('kind', ['folder', 'zip'])
+def test_folders_of_systems_are_no_classes(tmp_path, kind):
+  root = tmp_path / 'data'
+  write(root, *(f'train/{name}/1.png' for name in CLASSES), 'val/@home/2.png')
+  write(root, *(f'train/{name}/3.png' for name in SYSTEM))
+  write(root, *(f'train/@home/deep/{name}/4.png' for name in SYSTEM))
+  write(root, *(f'{name}/train/5.png' for name in SYSTEM))
+  write(root, 'train/@home/._1.png', 'train/@home/._2.png', 'val/.x.png')
+  (root / 'train/Thumbs.db').touch()
+  if kind == 'zip':
+    path = tmp_path / 'x.zip'
+    with zipfile.ZipFile(path, 'w') as file:
+      for image in sorted(root.rglob('*.*')):
+        file.write(image, image.relative_to(tmp_path))
+    root = path
+  train, test = load(root), load(root, 'test')
+  assert sorted(train.classes) == sorted(CLASSES) and len(train) == len(CLASSES)
+  assert len(test) == 1 and test.left_out.hidden == {'.*': 1}
+  hidden = train.left_out.hidden
+  assert hidden.pop('._*') == 2 and hidden['@eaDir'] == 2
+  assert sum(hidden.values()) == 2 * len(SYSTEM)
+  assert len(load(root, 'all')) == len(CLASSES) + 1
+  with pytest.raises(ValueError, match="for the split '@eaDir'"):
+    load(root, '@eaDir')
+
+
+def test_a_folder_of_system_folders_alone(tmp_path):
+  write(tmp_path, '@eaDir/1.png', '@eaDir/2.png')
+  with pytest.raises(
+    ValueError, match=r'left out: 2 images in hidden .*@eaDir 2\)'
+  ):
+    load(tmp_path)
+
+
+def test_large_system_folders_are_looked_at_a_little(tmp_path, monkeypatch):
+  write(tmp_path, 'a/1.png', *(f'@eaDir/{i}.png' for i in range(30)))
+  monkeypatch.setattr(hidden_images, 'PER_FOLDER', 10)
+  left_out = load(tmp_path).left_out
+  assert left_out.hidden == {'@eaDir': 10}
+  assert left_out.hidden_images().startswith('at least 10 images')
 
 
 def test_linked_folders_are_followed_once(tmp_path):

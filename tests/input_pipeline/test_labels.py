@@ -1,9 +1,10 @@
 import logging
 import unicodedata
+import zipfile
 
 import numpy as np
 import pytest
-from image_files import names, write
+from image_files import first_pixels, names, write
 
 from input_pipeline import sources
 from input_pipeline.labels import number_classes
@@ -38,6 +39,13 @@ TABLES = {
   'blank lines': 'a.png,cat\n   \n , \nd/b.png,dog\n',
   'backslashes': 'a.png,cat\n.\\d\\b.png,dog\n',
   'other words': 'image_id,target\na.png,cat\nd/b.png,dog\n',
+  'capitals': 'IMAGE;CLASS\na.png;cat\nd/b.png;dog\n',
+  'more columns': 'split,Class,file.name\n0,cat,a.png\n1,dog,d/b.png\n',
+  'an index': ',img_path,category\n0,a.png,cat\n1,d/b.png,dog\n',
+  'quoted header': '\ufeff"file";"label"\r\na.png;"cat"\r\nd/b.png;"dog"\r\n',
+  'of Excel': 'sep=;\r\nfile;label\r\na.png;cat\r\nd/b.png;dog\r\n',
+  'a comment': '# path, label\na.png,cat\nd/b.png,dog\n',
+  'empty columns': 'a.png,cat,,\nd/b.png,dog,,\n',
   'no last newline': 'a.png,cat\nd/b.png,dog',
 }
 
@@ -119,7 +127,7 @@ def test_a_table_for_each_split(tmp_path):
     ('', "needs a header row with the columns 'path' and 'label'"),
     ('a.png\n', 'or two columns without a header'),
     ('path,label\n', 'no rows'),
-    ('a,b,c\na.png,1,2\n', 'needs a header row'),
+    ('a.png,1,2\n', 'needs a header row'),
     ('"a.png,1\n' + 'x' * 2**21, 'not a table'),
     ('train/a.png,1\n', r'1 of 1 files are not there'),
     ('../x/a.png,1\n', r'1 of 1 files are not there'),
@@ -130,6 +138,100 @@ def test_bad_tables(tmp_path, table, message):
   (tmp_path / 'x/labels.csv').write_text(table)
   with pytest.raises(ValueError, match=message):
     load(tmp_path / 'x')
+
+
+@pytest.mark.parametrize(
+  'header, lacks, near',
+  [
+    ('path,lable', 'labels', "'label' for 'lable'"),
+    ('pth;Label', 'paths', "'path' for 'pth'"),
+    ('"Path"\tspecies', 'labels', ''),
+    ('x,y', 'paths and none of labels', ''),
+    ('0,1', 'paths and none of labels', ''),
+    ('\ufeffpath,lable,split', 'labels', "'label' for 'lable'"),
+  ],
+)
+def test_a_header_of_other_words(tmp_path, header, lacks, near):
+  write(tmp_path, 'a.png', 'b.png')
+  by = next(d for d in ',;\t' if d in header)
+  rows = ''.join(f'{name}{by}1{by}2\r\n' for name in ('a.png', 'b.png'))
+  (tmp_path / 'labels.csv').write_text(f'{header}\r\n{rows}')
+  with pytest.raises(ValueError, match=r'^labels.csv: the header ') as error:
+    load(tmp_path)
+  message = str(error.value)
+  words = header.strip('\ufeff').replace('"', '').replace(by, ',')
+  assert f'header {words!r} names no column of {lacks}' in message
+  assert (f'(did you mean {near}?)' if near else 'column') in message
+  assert 'paths may be called path, file, filename' in message
+  assert 'of labels label, class, target' in message
+
+
+def test_a_first_row_that_is_no_header(tmp_path):
+  """A missing file in the first row, or a label that is a word of headers."""
+  write(tmp_path, 'a.png')
+  for row in ('gone.png,1', 'gone.heic,1', 'd/gone,1'):
+    (tmp_path / 'labels.csv').write_text(f'{row}\na.png,2\n')
+    with pytest.raises(ValueError, match='1 of 2 files are not there .*gone'):
+      load(tmp_path)
+  (tmp_path / 'labels.csv').write_text('a.png,label\n')
+  assert load(tmp_path).classes == ('label',)
+
+
+NFC, NFD = (unicodedata.normalize(f, 'caf\xe9') for f in ('NFC', 'NFD'))
+
+
+def test_one_class_in_two_unicode_forms(tmp_path, caplog):
+  write(tmp_path, f'train/{NFD}/1.png', f'train/{NFC}/2.png', 'train/b/3.png')
+  write(tmp_path, f'val/{NFC}/4.png', 'val/Caf\xe9/5.png')
+  train, test = load(tmp_path, 'auto'), load(tmp_path, 'auto', 'test')
+  # Upper and lower case are different classes.
+  assert train.classes == test.classes == ('Caf\xe9', 'b', NFC)
+  assert train.labels.tolist() == [1, 2, 2]
+  assert sorted(test.labels.tolist()) == [0, 2]
+  assert f'such as Caf\xe9 ({NFC} is)' in caplog.text
+  assert sorted(first_pixels(train)) == [0, 1, 2]  # paths are byte for byte
+  assert labelled(load(tmp_path, 'auto', 'all')).keys() >= {f'val/{NFC}/4.png'}
+
+
+def test_a_class_is_shown_as_it_is_written(tmp_path):
+  write(tmp_path, f'{NFD}/1.png', 'b/2.png')
+  assert load(tmp_path, 'auto').classes == ('b', NFD)
+
+
+def test_one_class_of_a_table_in_two_forms(tmp_path):
+  write(tmp_path, '1.png', '2.png', '3.png')
+  (tmp_path / 'labels.csv').write_text(f'1.png,{NFD}\n2.png,b\n3.png,{NFC}\n')
+  source = load(tmp_path)
+  assert source.classes == ('b', NFC) and source.labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize('form', ['NFC', 'NFD'])
+@pytest.mark.parametrize('archive', [False, True])
+def test_paths_of_a_table_in_another_form(tmp_path, form, archive):
+  """On disk a folder in one form and a file in the other."""
+  root, there = tmp_path / NFD, f'{NFD}/x/{NFC} 1.png'
+  write(root, there, 'b/2.png')
+  path = root
+  if archive:
+    path = tmp_path / f'{NFC}.zip'
+    with zipfile.ZipFile(path, 'w') as file:
+      for name in (there, 'b/2.png'):
+        file.write(root / name, name)
+  table = tmp_path / 'labels.csv'
+  for above in ('', '' if archive else f'{root}/'):
+    named = unicodedata.normalize(form, f'{above}{there}')
+    table.write_text(f'{named},1\nb/2.png,2\n')
+    source = load(path, str(table))
+    assert labelled(source) == {there: '1', 'b/2.png': '2'}
+    assert sorted(first_pixels(source)) == [0, 1]
+
+
+def test_a_split_in_another_form(tmp_path):
+  write(tmp_path, f'{NFD}/a/1.png', 'x/a/2.png')
+  assert len(load(tmp_path, 'auto', NFC)) == 1
+  write(tmp_path, f'{NFC}/a/3.png')
+  with pytest.raises(ValueError, match='2 sub-folders are named .* Unicode'):
+    load(tmp_path, 'auto', NFC)
 
 
 def test_a_file_named_in_two_ways(tmp_path):

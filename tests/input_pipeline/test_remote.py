@@ -9,7 +9,7 @@ import pytest
 from etils.epath import backend, gpath
 from image_files import first_pixels, names, png, read_by_threads, write
 
-from input_pipeline import folder, sources
+from input_pipeline import folder, hidden_images, sources
 from input_pipeline.in_memory import to_arrays
 from input_pipeline.records import TfRecords
 
@@ -74,6 +74,32 @@ def test_a_folder(bucket, cache, caplog):
   assert f'delete {kept[0]} to have it listed again' in caplog.text
   kept[0].unlink()
   assert len(load('gs://bucket/data')) == 3
+
+
+def test_what_is_left_out(bucket, caplog):
+  root, calls = bucket
+  write(root, 'train/b/1.jp2', 'train/a/2.png', 'train/a/3.heic', 'val/a/4.png')
+  write(
+    root, 'train/@eaDir/1.png/x.png', 'train/#recycle/5.png', 'lost+found/6'
+  )
+  source = load('gs://bucket')
+  assert names(source) == ['a/2.png', 'b/1.jp2'] and source.classes == (
+    'a',
+    'b',
+  )
+  assert source.left_out.kinds == {'.heic': 1}
+  # What is named like an image is taken for one: `1.png` is a folder.
+  assert source.left_out.hidden == {'@eaDir': 1, '#recycle': 1}
+  assert 'left out: 1 .heic; for .heic Pillow needs' in caplog.text
+
+
+def test_hidden_folders_of_a_bucket_are_looked_at_a_little(bucket, monkeypatch):
+  root, calls = bucket
+  write(root, 'a/1.png', *(f'a/@eaDir/{i}/x.png' for i in range(20)))
+  monkeypatch.setattr(hidden_images, 'REMOTE_CALLS', 5)
+  source = load('gs://bucket')
+  assert source.left_out.hidden_images().startswith('at least 3 images')
+  assert sum('@eaDir' in path for kind, path in calls if kind == 'ls') <= 10
 
 
 def test_tables(bucket):

@@ -72,7 +72,10 @@ class TestSubsets:
   @pytest.mark.parametrize(
     'options, told',
     [
-      (dict(shots=(8,)), r'shots=\(8,\) must be within 1\.\.7, what class 3'),
+      (
+        dict(shots=(8,)),
+        r'shots=\(8,\) must be within 1\.\.7: class .3. has 7 training',
+      ),
       (dict(shots=(0,)), r'must be within 1\.\.7'),
       (dict(shares=(0.0,)), 'shares within 0..1'),
       (dict(shares=(1.5,)), 'shares within 0..1'),
@@ -314,7 +317,10 @@ class TestJob:
         ['--config.fewshot.logistic=()', '--config.fewshot.ridge=()'],
         'needs penalties for logistic, ridge or both',
       ),
-      (['--config.fewshot.shots=(13,)'], 'must be within 1..12, what class 0'),
+      (
+        ['--config.fewshot.shots=(13,)'],
+        "must be within 1..12: class '0' has 12",
+      ),
       (
         ['--config.fewshot.shots=()', '--config.fewshot.shares=()'],
         'nothing to do; give shares, shots or a list',

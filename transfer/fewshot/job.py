@@ -107,6 +107,7 @@ def _subsets(job: Job) -> list[Subset]:
     shots=options.shots,
     draws=options.draws,
     seed=job.config.seed,
+    names=job.train.classes,
   )
   if not subsets:
     raise ValueError(

@@ -1,6 +1,7 @@
 """Which training images a few-shot evaluation may look at."""
 
 import dataclasses
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +34,7 @@ def draw_subsets(
   shots: Sequence[int] = (),
   draws: int = 1,
   seed: int = 0,
+  names: Sequence[str] = (),
 ) -> list[Subset]:
   """Draws shares of every class, and so many images of every class.
 
@@ -47,6 +49,7 @@ def draw_subsets(
     shots: images per class.
     draws: so many of each subset; one where it is everything.
     seed: of the draws.
+    names: of the classes, for messages.
 
   Returns:
     Shares, then shots, as given; the draws of each one after another.
@@ -63,11 +66,7 @@ def draw_subsets(
   sizes = {f'{100 * s:g}%': _stratified(counts, s) for s in shares}
   for k in shots:
     if k < 1 or k > counts.min():
-      small = counts.argmin()
-      raise ValueError(
-        f'config.fewshot.shots={tuple(shots)} must be within '
-        f'1..{counts.min()}, what class {classes[small]} has'
-      )
+      raise ValueError(_too_few(tuple(shots), classes, counts, names))
     sizes[f'{k} per class'] = np.full(len(classes), k)
   members = [np.flatnonzero(labels == c) for c in classes]
   orders = [
@@ -84,6 +83,31 @@ def draw_subsets(
       indices = np.sort(np.concatenate(chosen))
       out.append(Subset(name=name, draw=draw, indices=indices))
   return out
+
+
+def _too_few(
+  shots: tuple[int, ...],
+  classes: np.ndarray,
+  counts: np.ndarray,
+  names: Sequence[str],
+) -> str:
+  """Names the classes that have not enough images, the smallest first."""
+  small = np.flatnonzero(counts < max(*shots, counts.min() + 1))
+  small = small[np.argsort(counts[small], kind='stable')]
+  words = [
+    f'{names[classes[i]] if len(names) else str(classes[i])!r} has {counts[i]}'
+    for i in small[:SHOWN]
+  ]
+  least = int(counts.min())
+  fitting = tuple(k for k in shots if 1 <= k <= least) or (least,)
+  written = str(fitting).replace(' ', '')
+  return (
+    f'config.fewshot.shots={shots} must be within 1..{counts.min()}: class '
+    + ', class '.join(words)
+    + f' and {len(small) - SHOWN} more have too few' * (len(small) > SHOWN)
+    + ' training images; add images, leave such classes out, or set '
+    f"--config.fewshot.shots='{written}'"
+  )
 
 
 def _stratified(counts: np.ndarray, share: float) -> np.ndarray:
@@ -121,10 +145,11 @@ def listed_subset(path: epath.PathLike, source: Source) -> Subset:
     raise ValueError(f'{path}: no lines')
   ends = {}
   for i in range(len(source)):
-    where = source.where(i)
+    where = unicodedata.normalize('NFC', source.where(i))
     ends.setdefault(where.rpartition('/')[2], []).append((i, f'/{where}'))
   chosen, strange = [], []
   for line in lines:
+    line = unicodedata.normalize('NFC', line)
     last = line.rpartition('/')[2]
     tail = f'/{line.lstrip("/")}'
     found = [i for i, where in ends.get(last, ()) if where.endswith(tail)]

@@ -134,7 +134,8 @@ def _other(job: Job) -> Any:
   if channels != wanted:
     raise ValueError(
       f'config.compare: the encoder of {other.where} reads {channels} '
-      f'channels, that of {job.backbone.where} {wanted}'
+      f'channels, that of {job.backbone.where} {wanted}; compare encoders of '
+      'the same images'
     )
   if other.where == job.backbone.where:
     raise ValueError(
