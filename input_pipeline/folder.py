@@ -12,6 +12,7 @@ from absl import logging
 from etils import epath
 
 from input_pipeline import labels as labelling
+from input_pipeline import paths
 from input_pipeline.data_dir import open_tree
 from input_pipeline.decode import EXTENSIONS
 from input_pipeline.listing import is_remote
@@ -256,7 +257,7 @@ def _tables(tree: Tree, path: str) -> dict[bytes, dict[bytes, str]]:
   if is_remote(path):
     content = epath.Path(path).read_bytes()
     return {b'': labelling.read_table(content, path)}
-  expanded = os.path.expanduser(path)
+  expanded = paths.expand(path)
   if os.path.isabs(expanded):
     return {b'': labelling.read_table(read_file(expanded), path)}
   content = tree.table(path)

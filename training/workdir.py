@@ -15,7 +15,7 @@ from absl import logging
 from etils import epath
 
 from input_pipeline import fingerprint
-from training import distributed, screen, storage
+from training import distributed, failures, lock, screen, storage
 from training.metrics import write_json
 
 PACKAGES = (
@@ -64,7 +64,7 @@ class WorkdirError(ValueError):
 
 
 def open_workdir(path: epath.PathLike) -> epath.Path:
-  """Creates a workdir where there is none.
+  """Creates a workdir where there is none, and takes its lock.
 
   Args:
     path: the folder, also in an object store (`gs://bucket/run`).
@@ -74,6 +74,7 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
 
   Raises:
     WorkdirError: it cannot be made, or not all processes see the same.
+    LockedError: another run works in it.
   """
 
   def create():
@@ -82,12 +83,63 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
       found.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise WorkdirError(_unwritable(found, error)) from error
+    _take_lock(found)
     return str(found)
 
   path = storage.resolve(distributed.on_lead(create))
   if jax.process_count() > 1:
     _check_shared(path)
   return path
+
+
+def claim(path: epath.PathLike) -> None:
+  """Takes the lock of a workdir that exists, before anything long begins.
+
+  Raises:
+    LockedError: another run works in it.
+  """
+
+  def take():
+    found = storage.resolve(path)
+    if found.is_dir():
+      _take_lock(found)
+
+  distributed.on_lead(take)
+
+
+def _take_lock(path: epath.Path) -> None:
+  _why_unwritable.pop(str(path), None)
+  try:
+    lock.take(path)
+  except OSError as error:  # a finished run may lie on a read-only disk
+    _why_unwritable[str(path)] = error
+
+
+# By workdir, on process 0.
+_why_unwritable: dict[str, OSError] = {}
+
+
+def writable(path: epath.Path) -> bool:
+  """Whether this run may write to a workdir that it opened."""
+  return distributed.on_lead(lambda: str(path) not in _why_unwritable)
+
+
+def unwritable(path: epath.Path) -> 'WorkdirError':
+  """The error of a workdir in which this run may not write, on process 0."""
+  return WorkdirError(_unwritable(path, _why_unwritable[str(path)]))
+
+
+def read_summary(path: epath.Path) -> dict[str, Any] | None:
+  """The summary.json of a workdir; None where there is none that is whole."""
+  file = path / 'summary.json'
+  try:
+    found = json.loads(file.read_bytes())
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    logging.warning('%s is damaged (%s): it is made again', file, error)
+    return None
+  return found if isinstance(found, dict) else None
 
 
 def _check_shared(path: epath.Path) -> None:
@@ -121,6 +173,9 @@ def record(path: epath.Path, config: Any) -> None:
 
   def write():
     try:
+      if error := _why_unwritable.get(str(path)):
+        raise error
+      failures.keep_in(path)
       write_json(path / 'config.json', _plain(config))
       write_json(path / 'environment.json', environment())
     except OSError as error:
@@ -159,12 +214,15 @@ def _check_config(workdir: epath.Path, config: Any) -> None:
   if not path.exists():
     return
   try:
-    old = _flat(json.loads(path.read_text()))
-  except ValueError as error:
+    old = json.loads(path.read_bytes())
+    if not isinstance(old, dict):
+      raise ValueError(f'a {type(old).__name__}, not an object')
+  except (OSError, ValueError, RecursionError) as error:
     raise WorkdirError(
       f'{path} is not readable JSON ({error}); restore it, or move it away to '
       'continue with the config of this command'
     ) from error
+  old = _flat(old)
   new = _flat(_plain(config))
   old = ADDED | old
   differ = [
