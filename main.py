@@ -14,10 +14,13 @@ from training import signals
 
 if __name__ == '__main__':  # before the imports below, which take seconds
   signals.listen()
-  from training import describe, failures, letters
+  from training import failures
 
   failures.install()
+  from training import command_line, describe, letters
+
   letters.accept_any_encoding()
+  sys.argv = command_line.expanded(sys.argv)
   describe.leave_if_asked(sys.argv)
 
 import contextlib
