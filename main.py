@@ -13,7 +13,7 @@ import sys
 from training import signals
 
 if __name__ == '__main__':  # before the imports below, which take seconds
-  signals.listen()
+  listener = signals.listen()
   from training import failures
 
   failures.install()
@@ -307,6 +307,7 @@ def run() -> int:
 
 if __name__ == '__main__':
   code = run()
+  listener.end(code)
   if code:
     failures.silence()
   sys.exit(code)

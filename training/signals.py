@@ -52,10 +52,15 @@ class StopSignals:
     self._begun = begun
     self._first = None
     self._thread = None
+    self._result = None
 
   def begin(self) -> None:
     """From now on there is something to save."""
     self._begun = True
+
+  def end(self, code: int) -> None:
+    """From now on all is done: a signal hastens the exit with this code."""
+    self._result = code
 
   @contextlib.contextmanager
   def nothing_new(self) -> Iterator[None]:
@@ -84,6 +89,8 @@ class StopSignals:
 
   def _note(self, number: int) -> None:
     now, name = time.monotonic(), signal.Signals(number).name
+    if self._result is not None:
+      exits.leave(self._result)
     if name == 'SIGHUP':
       _outlive_terminal()
     if self._first is None:
@@ -153,9 +160,10 @@ def _outlive_terminal() -> None:
 _listeners: list[StopSignals] = []
 
 
-def listen() -> None:
+def listen() -> StopSignals:
   """Listens from now until the process ends; nothing is to be saved yet."""
   _listeners.append(StopSignals(begun=False).__enter__())
+  return _listeners[-1]
 
 
 @contextlib.contextmanager

@@ -127,6 +127,20 @@ def test_a_lost_terminal_does_not_keep_it_from_saving():
   assert child.wait(timeout=30) == 75
 
 
+def test_after_the_end_a_signal_changes_no_exit_code():
+  done = run(
+    'stop = signals.listen()\n'
+    'stop.begin()\n'
+    'send(signal.SIGTERM)\n'
+    'stop.end(75)\n'
+    'time.sleep(1.2)\n'
+    'send(signal.SIGTERM)\n'
+    'time.sleep(60)\n'
+  )
+  assert done.returncode == 75, done.stderr
+  assert 'leaving without saving' not in done.stderr
+
+
 def test_nothing_new_leaves_at_once_and_only_inside():
   done = run(
     'with signals.listening() as stop:\n'
