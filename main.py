@@ -17,13 +17,9 @@ if __name__ == '__main__':  # before the imports below, which take seconds
   from training import failures
 
   failures.install()
-  from training import failures
-
-  failures.install()
   from training import command_line, describe, letters
 
   letters.accept_any_encoding()
-  sys.argv = command_line.expanded(sys.argv)
   sys.argv = command_line.expanded(sys.argv)
   describe.leave_if_asked(sys.argv)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from etils import epath
 
+from input_pipeline.paths import expand
+
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _WANTED = re.compile(r'(\d+|\*)\.(\d+|\*)\.(\d+|\*)')
 _INFO, _FEATURES = 'dataset_info.json', 'features.json'

@@ -1,12 +1,8 @@
 """The folder of a run: which config it belongs to and where it ran."""
 
-import datetime
-import importlib.metadata
 import json
 import os
 import platform
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -16,21 +12,8 @@ from etils import epath
 
 from input_pipeline import fingerprint
 from training import distributed, failures, lock, screen, storage
+from training.environment import environment
 from training.metrics import write_json
-
-PACKAGES = (
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'numpy',
-  'pillow',
-  'ml-collections',
-  'tensorflow-cpu',
-  'tensorflow',
-)
-
 
 # Fields that may differ when a run continues, and the reason why. None of them
 # changes a parameter that is trained; config.json then holds the new values.
@@ -300,39 +283,3 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
   for key, value in tree.items():
     out |= _flat(value, f'{prefix}.{key}' if prefix else key)
   return out
-
-
-def environment() -> dict[str, Any]:
-  """Versions, devices and commit of this process."""
-  versions = {}
-  for name in PACKAGES:
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = None
-  return dict(
-    python=platform.python_version(),
-    platform=platform.platform(),
-    packages=versions,
-    devices=[str(device.device_kind) for device in jax.devices()],
-    backend=jax.default_backend(),
-    processes=jax.process_count(),
-    commit=_commit(),
-    command=sys.argv,
-    started=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-  )
-
-
-def _commit() -> str | None:
-  try:
-    folder = epath.Path(__file__).parent
-    return subprocess.run(
-      ['git', 'describe', '--always', '--dirty'],
-      cwd=folder,
-      capture_output=True,
-      text=True,
-      check=True,
-      timeout=10,
-    ).stdout.strip()
-  except (OSError, subprocess.SubprocessError):
-    return None
