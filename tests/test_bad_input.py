@@ -122,7 +122,7 @@ class TestWords:
   def test_no_config_no_workdir(self, monkeypatch):
     code, _, err = tiny_run.main_in_process(monkeypatch)
     assert code == 1
-    assert '--config' in err and '--workdir' in err.splitlines()[0]
+    assert '--config' in err and '--workdir' in err.splitlines()[-1]
 
   def test_task(self, cli):
     line = tiny(cli, '--config.task=pretrian')

@@ -38,6 +38,7 @@ def count_steps(config: Any, steps_per_epoch: int) -> int:
   return total
 
 
+@lock.releasing()
 def train(
   run: Run,
   workdir: epath.PathLike,
@@ -71,9 +72,8 @@ def train(
     WorkdirError, CheckpointError: see there.
   """
   began, config = time.time(), run.config
+  workdir = workdirs.open_workdir(workdir)
   with contextlib.ExitStack() as cleanup:
-    cleanup.enter_context(lock.releasing())
-    workdir = workdirs.open_workdir(workdir)
     stop = cleanup.enter_context(signals.listening())
     leave = distributed.Agreement(run.mesh, lambda: bool(stop.received))
     guard = watchdog.Watchdog(config.watchdog, limit=config.hang_limit)
@@ -100,8 +100,7 @@ def train(
         reporter.flush()  # a checkpoint vouches for the reports before it
         seconds = time.time() - began
         meta = dict(seconds=seconds, pending=_plain(history))
-        meta |= dict(data=data_fingerprint)
-        saved.save(state, step=step, meta=meta)
+        saved.save(state, step=step, meta=meta | dict(data=data_fingerprint))
 
     stop.begin()
     stopping = evaluation.due(start, total) and evaluation.run(start, state)

@@ -123,7 +123,7 @@ class StopSignals:
         self._outbox, warn_on_full_buffer=False
       )
       for name in NAMES:
-        number = getattr(signal, name, None)
+        number = signal.Signals.__members__.get(name)
         if number is None or (
           name == 'SIGHUP' and signal.getsignal(number) == signal.SIG_IGN
         ):

@@ -125,8 +125,8 @@ class TestMain:
     'options, words',
     [
       ((), '--config'),
-      (('--wrkdir=x',), 'wrkdir'),
-      (('stray',), 'stray'),
+      (('--config=configs/quickstart.py', '--wrkdir=x'), 'wrkdir'),
+      (('--config=configs/quickstart.py', 'stray'), 'stray'),
       (('--config=configs/moco_v3.py:nope',), 'nope'),
     ],
   )
