@@ -67,9 +67,8 @@ def train(
 
   Raises:
     signals.Stopped: a signal came; everything is saved.
-    LockedError: another run works in the workdir.
     NonFiniteError: too many non-finite steps in a row.
-    WorkdirError, CheckpointError: see there.
+    WorkdirError, LockedError, CheckpointError: see there.
   """
   began, config = time.time(), run.config
   workdir = workdirs.open_workdir(workdir)
@@ -82,9 +81,8 @@ def train(
     cleanup.callback(saved.close)  # whatever happens: waits for what is written
     state, meta = _where_it_stands(run, workdir, saved, data_fingerprint)
     start, began = meta['step'], began - meta['seconds']
-    if start == total and not workdirs.writable(workdir):
+    if not workdirs.record(workdir, config, finished=start == total):
       return _kept(workdir)
-    workdirs.record(workdir, config)
     reporter = metrics.Reporter(
       workdir, start=start, total=total, batch_size=config.batch_size
     )

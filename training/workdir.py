@@ -147,8 +147,17 @@ def _check_shared(path: epath.Path) -> None:
     )
 
 
-def record(path: epath.Path, config: Any) -> None:
+def record(path: epath.Path, config: Any, *, finished: bool = False) -> bool:
   """Writes config.json and environment.json, once the run is known to fit.
+
+  Args:
+    path: the workdir.
+    config: of the run.
+    finished: whether nothing is left to do, so that the workdir may be one in
+      which this run may not write.
+
+  Returns:
+    Whether it wrote them.
 
   Raises:
     WorkdirError: the folder cannot be written.
@@ -164,7 +173,10 @@ def record(path: epath.Path, config: Any) -> None:
     except OSError as error:
       raise WorkdirError(_unwritable(path, error)) from error
 
+  if finished and not writable(path):
+    return False
   distributed.on_lead(write)
+  return True
 
 
 def _unwritable(path: epath.Path, error: OSError) -> str:
