@@ -4,20 +4,27 @@ python main.py --config=configs/moco_v3.py:vit_s16,arrays,repre --workdir=DIR
 
 `config.task` names the job. The same command, run again, continues. Exit 0:
 finished; 75: stopped by a signal after saving, start me again; anything else
-is an error, told in one line above its traceback.
+is an error, whose one line is the last on the screen. Its traceback goes to a
+file, or to the screen with --traceback.
 """
 
 import sys
 
-from training import describe, letters
+from training import signals
 
 if __name__ == '__main__':  # before the imports below, which take seconds
+  listener = signals.listen()
+  from training import failures
+
+  failures.install()
+  from training import command_line, describe, letters
+
   letters.accept_any_encoding()
+  sys.argv = command_line.expanded(sys.argv)
   describe.leave_if_asked(sys.argv)
 
 import contextlib
 import functools
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,14 +50,17 @@ from pretrain.weighting import far_from_optimum
 from training import (
   cluster,
   command_line,
+  describe,
   distributed,
+  failures,
+  lock,
   loop,
   process,
   screen,
   sharding,
-  signals,
   storage,
 )
+from training import workdir as workdirs
 from training.fields import check_fields
 from training.protocols import Evaluator, Method
 from training.step import Run
@@ -74,6 +84,7 @@ CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'FILE.py:words, e.g. configs/quickstart.py', lock_config=True
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+flags.DEFINE_bool('traceback', False, 'Show the traceback of an error here.')
 
 
 def pretrain(config: Any, workdir: str) -> dict[str, float]:
@@ -244,7 +255,7 @@ def main(argv: list[str]) -> None:
   if config is None or not WORKDIR.value:
     raise ValueError('give both --config=FILE.py:words and --workdir=FOLDER')
   check_fields(config, TASKS)
-  with signals.listening(begun=False):
+  with signals.listening(begun=False), lock.releasing():
     storage.prefer_fsspec()
     cluster.initialize()
     process.compilation_cache()
@@ -252,13 +263,14 @@ def main(argv: list[str]) -> None:
       table = cluster.describe()
       if jax.process_index() == 0:
         print(table, file=sys.stderr)
+    workdirs.claim(WORKDIR.value)
     summary = TASKS[config.task](config, WORKDIR.value)
     if jax.process_index() == 0:
       screen.say(ending(config, summary, WORKDIR.value))
 
 
 def run() -> int:
-  """`main` with its exit code: errors in one line above the traceback."""
+  """`main` with its exit code; an error is one line, the last on stderr."""
   logging.set_verbosity(logging.WARNING)
   screen.set_up()
   app.define_help_flags()
@@ -270,14 +282,28 @@ def run() -> int:
   except signals.Stopped as stopped:
     print(stopped, file=sys.stderr)
     return signals.EXIT_STOPPED
-  except Exception as error:  # the one place where everything is told
+  except SystemExit as ended:
+    if not isinstance(ended.code, str):
+      raise
+    failures.report(ended, ended.code, whole=failures.FLAG in sys.argv)
+    return 1
+  except BaseException as error:  # the one place where errors are reported
     workdir = WORKDIR.value if flags.FLAGS.is_parsed() else None
-    print(f'error: {process.explain(error, workdir)}\n', file=sys.stderr)
-    traceback.print_exc()
+    line, who = process.explain(error, workdir), cluster.who()
+    failures.report(
+      error,
+      f'[{who}] {line}' if who else line,
+      whole=failures.FLAG in sys.argv,
+      note=cluster.leaving(),
+    )
     cluster.abandon(1)
     return 1
   return 0
 
 
 if __name__ == '__main__':
-  sys.exit(run())
+  code = run()
+  listener.end(code)
+  if code:
+    failures.silence()
+  sys.exit(code)

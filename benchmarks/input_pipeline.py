@@ -47,6 +47,7 @@ from input_pipeline.arrays import Arrays
 from input_pipeline.folder import from_folder
 from input_pipeline.host_crop import DRAWS, Cropper
 from input_pipeline.in_memory import to_arrays
+from input_pipeline.paths import expand
 from input_pipeline.photos import COLOR, open_photo
 from input_pipeline.resident import Resident
 from input_pipeline.source import Source
@@ -259,9 +260,9 @@ def main(argv: list[str]) -> None:
   with tempfile.TemporaryDirectory() as folder:
     if IMAGES.value is None:
       photo_jpegs(pathlib.Path(folder))
-    rows = run(IMAGES.value or folder)
+    rows = run(expand(IMAGES.value) if IMAGES.value else folder)
   about = machine.device() | machine.software()
-  with open(OUT.value, 'a') as file:
+  with open(expand(OUT.value), 'a') as file:
     for row in rows:
       file.write(json.dumps(row | about) + '\n')
   print(json.dumps(about), file=sys.stderr)

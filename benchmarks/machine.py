@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from input_pipeline.paths import expand
+
 # A measurement counts while other processes take less than this many cores.
 QUIET = 0.15
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
@@ -161,7 +163,7 @@ def table(rows: list[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
 def write(path: str | None, rows: Sequence[Mapping[str, Any]]) -> None:
   """Adds JSON lines to a file."""
   if path:
-    with pathlib.Path(path).open('a') as file:
+    with pathlib.Path(expand(path)).open('a') as file:
       file.writelines(json.dumps(row) + '\n' for row in rows)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks import machine
+from input_pipeline.paths import expand
 
 FLAGS = flags.FlagValues()  # of its own, as in `benchmarks.step`
 OWN = dict(flag_values=FLAGS)
@@ -163,7 +164,7 @@ def main(argv: Sequence[str]) -> None:
   if IMPORTS.value:
     shared['imports'] = imports()
     print('\nimports, s:', json.dumps(shared['imports']))
-  with pathlib.Path(OUT.value).open('a') as file:
+  with pathlib.Path(expand(OUT.value)).open('a') as file:
     file.writelines(json.dumps(shared | row) + '\n' for row in rows)
 
 

@@ -38,6 +38,7 @@ from benchmarks.rows import PRESETS, Preset, Row
 from benchmarks.table_jobs import PROBES, Job, job
 from benchmarks.table_lines import COLUMNS, line
 from benchmarks.table_runs import EXIT_STOPPED, Runs, remaining
+from input_pipeline.paths import expand
 from training import letters
 
 FLAGS = flags.FlagValues()  # of its own, as in `benchmarks.step`
@@ -240,7 +241,7 @@ def main(argv: Sequence[str]) -> int:
   preset, extra = PRESETS[PRESET.value], list(SET.value)
   if DATA_DIR.value:
     extra.append(f'data.data_dir={DATA_DIR.value}')
-  out = pathlib.Path(OUT.value)
+  out = pathlib.Path(expand(OUT.value))
   table = Table(
     select(ROWS_FLAG.value, preset),
     preset,

@@ -1,9 +1,11 @@
 """Files kept between runs: what took long to find out and does not change.
 
-They lie in `REPRE_JAX_CACHE` (default `~/.cache/repre_jax`). Deleting any of
-them costs time, nothing else.
+They lie in `REPRE_JAX_CACHE` (default, also where it is empty:
+`~/.cache/repre_jax`). Deleting any of them costs time, nothing else, and so
+does a folder that cannot be found, read or written: one notice, and no cache.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -16,11 +18,37 @@ import zlib
 import numpy as np
 from absl import logging
 
+from input_pipeline.paths import expand
+
 # A folder changed again so soon may bear the same time stamp as before.
 _CLOCK_TICK = 2 * 10**9  # nanoseconds
 
 
-def cache_file(*parts: str, digest: str = '') -> pathlib.Path:
+def folder() -> pathlib.Path | None:
+  """The folder of everything that is kept; None where there is no home."""
+  try:
+    path = expand(os.environ.get('REPRE_JAX_CACHE') or '~/.cache/repre_jax')
+  except ValueError as error:
+    give_up('no folder', error)
+    return None
+  return pathlib.Path(path).absolute()
+
+
+@functools.cache
+def _once(text: str) -> None:
+  logging.warning('%s', text)
+
+
+def give_up(where: os.PathLike | str, error: Exception) -> None:
+  """Says once per folder that nothing is kept there, and why."""
+  reason = getattr(error, 'strerror', None) or error
+  _once(
+    f'nothing is kept between runs in {where} ({reason}): starting takes '
+    'longer; set REPRE_JAX_CACHE to a folder that can be written'
+  )
+
+
+def cache_file(*parts: str, digest: str = '') -> pathlib.Path | None:
   """Where something is kept.
 
   Args:
@@ -28,18 +56,19 @@ def cache_file(*parts: str, digest: str = '') -> pathlib.Path:
     digest: what tells apart things with the same words.
 
   Returns:
-    Path of an `.npz` file; neither it nor its folder need exist.
+    Path of an `.npz` file; neither it nor its folder need exist. None where
+    nothing can be kept.
   """
-  root = os.environ.get('REPRE_JAX_CACHE') or '~/.cache/repre_jax'
   # Long names would not fit into a file name; the digest keeps them apart.
   words = [urllib.parse.quote(part, safe='')[:60] for part in parts]
   content = '\0'.join((*parts, digest)).encode(errors='surrogateescape')
   words.append(hashlib.sha256(content).hexdigest()[:12])
-  return pathlib.Path(root).expanduser() / f'{"-".join(words)}.npz'
+  root = folder()
+  return root and root / f'{"-".join(words)}.npz'
 
 
 def read_arrays(
-  path: pathlib.Path, keys: tuple[str, ...]
+  path: pathlib.Path | None, keys: tuple[str, ...]
 ) -> dict[str, np.ndarray] | None:
   """Reads a file of arrays; checksums are verified.
 
@@ -50,9 +79,9 @@ def read_arrays(
   Returns:
     The arrays; None if the file is missing or, with a warning, damaged.
   """
-  if not path.exists():
-    return None
   try:
+    if path is None or not path.exists():
+      return None
     with np.load(path, allow_pickle=False) as file:
       return {key: file[key] for key in keys}
   except (
@@ -72,15 +101,17 @@ def read_arrays(
     return None
 
 
-def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
+def write_arrays(path: pathlib.Path | None, **arrays: np.ndarray) -> None:
   """Writes beside the target and renames, so that no reader sees a half.
 
-  A cache that cannot be written is a warning, not an error.
+  A cache that cannot be written is a notice, not an error.
 
   Args:
     path: from `cache_file`.
     **arrays: what `read_arrays` shall find.
   """
+  if path is None:
+    return
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
@@ -94,7 +125,7 @@ def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
         os.unlink(file.name)
         raise
   except OSError as error:
-    logging.warning('could not write the cache file %s: %s', path, error)
+    give_up(path.parent, error)
 
 
 def settled(mtime_ns: int) -> bool:

@@ -7,6 +7,7 @@ from etils import epath
 from input_pipeline.archives import open_archive
 from input_pipeline.listing import is_remote
 from input_pipeline.names import shown
+from input_pipeline.paths import expand
 from input_pipeline.tree import LocalTree, RemoteTree, Tree
 
 
@@ -36,7 +37,7 @@ def open_tree(data_dir: str | os.PathLike | None) -> Tree:
     if path.exists():
       return open_archive(text)
     raise FileNotFoundError(f'data_dir {text} does not exist')
-  text = os.path.abspath(os.path.expanduser(text))
+  text = os.path.abspath(expand(text))
   if os.path.isdir(text):
     return LocalTree(text)
   if os.path.isfile(text):

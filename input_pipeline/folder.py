@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from input_pipeline import label_table
+from input_pipeline import label_table, paths
 from input_pipeline import labels as labelling
 from input_pipeline.data_dir import open_tree
 from input_pipeline.left_out import LeftOut, looked_for
@@ -288,7 +288,7 @@ def _tables(tree: Tree, path: str) -> dict[bytes, dict[bytes, str]]:
   if is_remote(path):
     content = epath.Path(path).read_bytes()
     return {b'': label_table.read_table(content, path)}
-  expanded = os.path.expanduser(path)
+  expanded = paths.expand(path)
   if os.path.isabs(expanded):
     return {b'': label_table.read_table(read_file(expanded), path)}
   content = tree.table(path)

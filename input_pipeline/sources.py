@@ -7,6 +7,7 @@ import os
 from input_pipeline.arrays import from_npz
 from input_pipeline.folder import from_folder
 from input_pipeline.known import unknown
+from input_pipeline.paths import expand
 from input_pipeline.photos import from_photos
 from input_pipeline.source import Source
 from input_pipeline.tfds_source import from_tfds
@@ -52,4 +53,5 @@ def load(
       f'data set {name!r} does not take the options {sorted(options)} '
       f'({error}); use its own config word'
     ) from error
+  data_dir = expand(data_dir) if data_dir else data_dir
   return SOURCES[name](split=split, data_dir=data_dir, **options)

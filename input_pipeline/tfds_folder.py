@@ -9,6 +9,8 @@ from typing import Any
 
 from etils import epath
 
+from input_pipeline.paths import expand
+
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _WANTED = re.compile(r'(\d+|\*)\.(\d+|\*)\.(\d+|\*)')
 _INFO, _FEATURES = 'dataset_info.json', 'features.json'
@@ -34,8 +36,10 @@ def prepared_folder(
     ValueError: a name or version that cannot be.
   """
   root = epath.Path(
-    data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  ).expanduser()
+    expand(
+      data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+    )
+  )
   parts, wanted = _parse(tfds_name)
   above = [*root.parts[-3:]]
   if len(parts) == 1 and parts[0] in above[:-1]:

@@ -135,7 +135,8 @@ def write_npz(path: epath.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _place(path: epath.PathLike) -> epath.Path:
-  return epath.Path(path).expanduser()
+  # Unlike that of `pathlib` it leaves a path as it is where there is no home.
+  return epath.Path(os.path.expanduser(path))
 
 
 def _is_remote(place: epath.Path) -> bool:

@@ -5,9 +5,11 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax.numpy as jnp
@@ -31,12 +33,14 @@ TINY = f'--config={tiny_run.__file__}'
 def cli(monkeypatch, tmp_path):
   """Runs `main.py` and returns its one line about the error.
 
-  It checks what holds for every error: exit code 1, the line first, then the
-  traceback, nothing on standard output and nothing in the workdir.
+  It checks what holds for every error: exit code 1, the line last and alone,
+  before it the file of the traceback, nothing on standard output and nothing in
+  the workdir.
   """
   workdir = tmp_path / 'run'
   cache = str(main.jax.config.jax_compilation_cache_dir)
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', cache)
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
 
   def call(config, *options):
     code, out, err = tiny_run.main_in_process(
@@ -44,11 +48,13 @@ def cli(monkeypatch, tmp_path):
     )
     assert code == 1, err[-500:]
     assert out == ''
-    first, *rest = err.splitlines()
-    assert first.startswith('error: ')
-    assert '\nTraceback' in '\n'.join(['', *rest])
+    *rest, last = err.splitlines()
+    assert last.startswith('error: ')
+    assert not [line for line in rest if 'Traceback' in line]
+    kept = re.fullmatch(r'traceback: (\S+) .*', rest[-1])
+    assert '\nTraceback' in pathlib.Path(kept[1]).read_text()
     assert not workdir.exists()
-    return first
+    return last
 
   return call
 
@@ -116,7 +122,7 @@ class TestWords:
   def test_no_config_no_workdir(self, monkeypatch):
     code, _, err = tiny_run.main_in_process(monkeypatch)
     assert code == 1
-    assert '--config' in err and '--workdir' in err.splitlines()[0]
+    assert '--config' in err and '--workdir' in err.splitlines()[-1]
 
   def test_task(self, cli):
     line = tiny(cli, '--config.task=pretrian')

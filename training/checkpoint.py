@@ -6,6 +6,7 @@ written and compared after it is read.
 """
 
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,9 +100,31 @@ class Checkpoints:
   def _steps(self) -> list[int]:
     # Asked of the folder: a manager would clean up what it takes for left over,
     # and another process may be writing there.
-    if not self.path.exists():
+    if not self.path.is_dir():
+      self._check_absent()
       return []
-    return sorted(ocp.utils.checkpoint_steps(self.path))
+    found = set(ocp.utils.checkpoint_steps(self.path))
+    if not storage.is_remote(self.path):
+      # A link whose target is not there, or a file, is no checkpoint to Orbax;
+      # here it is a damaged one, so that it is named and out of the way.
+      names = [p.name for p in self.path.iterdir() if not p.is_dir()]
+      found |= {int(n) for n in names if n.isdecimal() and str(int(n)) == n}
+    return sorted(found)
+
+  def _check_absent(self) -> None:
+    """Raises CheckpointError where something hides the folder.
+
+    A run that began again here would take another's place.
+    """
+    if storage.is_remote(self.path) or not os.path.lexists(self.path):
+      return
+    what = 'is no folder'
+    if os.path.islink(self.path):
+      what = f'is a link to {os.readlink(self.path)}, which is not there'
+    raise CheckpointError(
+      f'{self.path} {what}; bring the checkpoints back, or move it away to '
+      'train from scratch'
+    )
 
   def save(self, state: Any, *, step: int, meta: Mapping[str, Any]) -> None:
     """Writes in the background; a later call or `close` waits for it.
@@ -175,7 +198,7 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> None:
     target = self.workdir / 'damaged' / str(step)
-    while target.exists():
+    while target.exists() or os.path.lexists(target):
       target = target.parent / f'{target.name}_again'
     logging.warning(
       'Checkpoint %d is moved to %s; the one before it is used.', step, target

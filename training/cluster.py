@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
-from training import distributed
+from training import distributed, exits
 from training.launchers import ClusterError, announced
 
 CONNECT_SECONDS = 300
@@ -67,7 +67,7 @@ def _patience(where: str, seconds: float) -> Iterator[None]:
       file=sys.stderr,
       flush=True,
     )
-    os._exit(1)
+    exits.leave(1)
 
   timer = threading.Timer(seconds, late)
   timer.daemon = True
@@ -100,22 +100,30 @@ def _explain(error: Exception, where: str) -> str:
   return f'the processes could not join at {where}: {text}'
 
 
+def who() -> str:
+  """'process 1 of 2 on HOST' where there are several, else ''."""
+  if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    return ''
+  index, count = jax.process_index(), jax.process_count()
+  return f'process {index} of {count} on {platform.node()}'
+
+
+def leaving() -> str:
+  """What an error in one of several processes means for the others, else ''."""
+  return who() and (
+    f'{who()} leaves after this error; the others end within '
+    f'{HEARTBEAT_SECONDS} s'
+  )
+
+
 def abandon(code: int) -> None:
   """Ends this process at once after an error, if there are others.
 
   An orderly exit would wait for them, and they for this one. Where it is
   process 0 they end at once, else when its heartbeat is missed.
   """
-  if jax.distributed.is_initialized() and jax.process_count() > 1:
-    print(
-      f'process {jax.process_index()} of {jax.process_count()} on '
-      f'{platform.node()} leaves after this error; the others end within '
-      f'{HEARTBEAT_SECONDS} s',
-      file=sys.stderr,
-    )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+  if who():
+    exits.leave(code)
 
 
 def describe() -> str:

@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from input_pipeline.known import nearest
+from input_pipeline.paths import expand
 from training.ranges import leaves
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -67,6 +68,17 @@ def options(argv: Sequence[str]) -> Iterator[Option]:
         following = next(iter(argv[i + 1 : i + 2]), '--')
         value = None if following.startswith('--') else following
         yield Option(name, value, word)
+
+
+def expanded(argv: Sequence[str]) -> list[str]:
+  """A command line with `~` filled in in `--config=~/FILE.py`."""
+  head = '--config='
+  return [
+    head + expand(word.removeprefix(head))
+    if word.startswith(f'{head}~')
+    else word
+    for word in argv
+  ]
 
 
 def config_option(argv: Sequence[str]) -> Option | None:

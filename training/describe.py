@@ -141,6 +141,7 @@ def _program_help() -> Iterator[str]:
   yield '  --config=FILE.py --help           what a config file is for'
   yield '  --config=FILE.py --print_config   its fields and what they mean'
   yield '  --list                            methods, encoders, data, tasks'
+  yield '  --traceback                       an error with its traceback'
   yield ''
   yield 'Config files:'
   for path in command_line.config_files():

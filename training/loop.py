@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from training import distributed, metrics, screen, signals, watchdog
+from training import distributed, lock, metrics, screen, signals, watchdog
 from training import workdir as workdirs
 from training.checkpoint import Checkpoints
 from training.evaluation import Drawing, Evaluation
@@ -38,6 +38,7 @@ def count_steps(config: Any, steps_per_epoch: int) -> int:
   return total
 
 
+@lock.releasing()
 def train(
   run: Run,
   workdir: epath.PathLike,
@@ -67,7 +68,7 @@ def train(
   Raises:
     signals.Stopped: a signal came; everything is saved.
     NonFiniteError: too many non-finite steps in a row.
-    WorkdirError, CheckpointError: see there.
+    WorkdirError, LockedError, CheckpointError: see there.
   """
   began, config = time.time(), run.config
   workdir = workdirs.open_workdir(workdir)
@@ -80,6 +81,8 @@ def train(
     cleanup.callback(saved.close)  # whatever happens: waits for what is written
     state, meta = _where_it_stands(run, workdir, saved, data_fingerprint)
     start, began = meta['step'], began - meta['seconds']
+    if not workdirs.record(workdir, config, finished=start == total):
+      return _kept(workdir)
     reporter = metrics.Reporter(
       workdir, start=start, total=total, batch_size=config.batch_size
     )
@@ -95,12 +98,11 @@ def train(
         reporter.flush()  # a checkpoint vouches for the reports before it
         seconds = time.time() - began
         meta = dict(seconds=seconds, pending=_plain(history))
-        meta |= dict(data=data_fingerprint)
-        saved.save(state, step=step, meta=meta)
+        saved.save(state, step=step, meta=meta | dict(data=data_fingerprint))
 
     stop.begin()
     stopping = evaluation.due(start, total) and evaluation.run(start, state)
-    steps = _steps(run, state, start, total, reporter, history, guard)
+    steps = _steps(run, state, start, total, reporter, history, guard, stop)
     for done, state in () if stopping else steps:
       last = done == total
       # Asked once: it is the same for this whole step, on every process.
@@ -134,13 +136,13 @@ def _where_it_stands(run, workdir, saved, data):
     screen.say('compiling the initial parameters ...')
     found = run.init(), fresh
   workdirs.check_data(workdir, run.config, found[1].get('data'), data)
-  workdirs.record(workdir, run.config)
   return found
 
 
 def _why(received, workdir, saved) -> str:
-  what = f'saved in {workdir}' if saved.steps() else 'nothing to save yet'
-  return f'{received or "a signal to another process"}: {what}'
+  what = f'saved in {workdir}' if saved.steps() else 'nothing new to save'
+  who = received or 'a signal to another process'
+  return f'{who}: {what}; {signals.AGAIN}'
 
 
 def _plain(history) -> list[dict[str, float]]:
@@ -149,8 +151,9 @@ def _plain(history) -> list[dict[str, float]]:
   return [{k: float(v) for k, v in row.items()} for row in rows]
 
 
-def _steps(run, state, start, total, reporter, history, guard):
+def _steps(run, state, start, total, reporter, history, guard, stop):
   """Yields (steps done, state); adds each step's metrics to `history`."""
+  alone = jax.process_count() == 1  # others would wait for the first step
   began = time.time()
   if start < total:
     reporter.say('compiling the training step: seconds to minutes ...')
@@ -159,9 +162,10 @@ def _steps(run, state, start, total, reporter, history, guard):
     guard.working(
       f'step {step + 1}', allowance=watchdog.COMPILING if first else 1
     )
-    batch = run.data.batch(step)
-    with jax.transfer_guard('disallow'):
-      state, report = run.step(state, batch)
+    with stop.nothing_new() if first and alone else contextlib.nullcontext():
+      batch = run.data.batch(step)
+      with jax.transfer_guard('disallow'):
+        state, report = run.step(state, batch)
     history.append(report)
     # At most two steps are in flight: a signal is answered soon. On CPUs none:
     # there is nothing to gain, and programs over several fake devices could
@@ -221,6 +225,19 @@ def _report(run, workdir, reporter, done, history, watch) -> None:
     )
   if bad:
     reporter.say(f'WARNING: step {done}: {len(bad)} non-finite steps skipped')
+
+
+def _kept(workdir) -> dict[str, Any]:
+  """The summary of a finished run where nothing can be written."""
+
+  def read():
+    found = workdirs.read_summary(workdir)
+    if found is None:
+      raise workdirs.unwritable(workdir)
+    screen.say(f'{workdir}: already finished, read-only')
+    return found
+
+  return distributed.on_lead(read)
 
 
 def _finish(workdir, reporter, seconds: float, total) -> dict[str, float]:

@@ -4,16 +4,16 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
-from absl import logging
 from etils import epath
 
 from training import screen, storage, tensorboard
+from training.json_lines import Rows, is_note
 
 REFRESH_SECONDS = 0.2  # between two values on the progress bar
 
@@ -22,50 +22,6 @@ def write_json(path: epath.Path, data: Any) -> None:
   """Writes a JSON file whole or not at all."""
   text = json.dumps(data, indent=2, sort_keys=True) + '\n'
   storage.write_whole(path, text.encode())
-
-
-def read_rows(path: epath.Path) -> list[dict[str, Any]]:
-  """The reports in a metrics.jsonl; a last line cut short is left out."""
-  if not path.exists():
-    return []
-  rows = []
-  for line in path.read_text().splitlines():
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      logging.warning('%s: left out a line that was cut short', path)
-  return rows
-
-
-class Rows:
-  """A file of JSON lines that grows, read once when it is opened.
-
-  Args:
-    path: the file; rows of it that are not kept are dropped there.
-    keep: whether a row stays.
-  """
-
-  def __init__(
-    self, path: epath.Path, keep: Callable[[Mapping[str, Any]], bool]
-  ):
-    self._rows = [row for row in read_rows(path) if keep(row)]
-    data = ''.join(json.dumps(row) + '\n' for row in self._rows).encode()
-    if path.exists():
-      storage.write_whole(path, data)
-    self._file = storage.Growing(path, data)
-
-  def all(self) -> list[dict[str, Any]]:
-    """All rows so far."""
-    return list(self._rows)
-
-  def add(self, row: Mapping[str, Any]) -> None:
-    """One more row."""
-    self._rows.append(dict(row))
-    self._file.write((json.dumps(row) + '\n').encode())
-
-  def flush(self) -> None:
-    """All rows are safe when this returns."""
-    self._file.flush()
 
 
 def average(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -107,7 +63,7 @@ class Reporter:
         workdir / 'metrics.jsonl', lambda row: row['step'] <= start
       )
       self._notes = Rows(
-        workdir / 'nonfinite.jsonl', lambda row: row['step'] < start
+        workdir / 'nonfinite.jsonl', lambda row: row['step'] < start, is_note
       )
       if sys.stderr.isatty():
         self._bar = tqdm.tqdm(

@@ -1,20 +1,48 @@
-"""A process: where it keeps compiled programs, how it tells an error."""
+"""A process: where it keeps compiled programs, how it explains an error."""
 
 import ast
 import importlib.util
 import os
-import pathlib
+import tempfile
+import warnings
 
 import jax
 from absl import flags
 
+from input_pipeline import cache
+from input_pipeline.paths import expand
+
+PROBE_BYTES = 2**16  # a disk may be full and still take a name
+
 
 def compilation_cache() -> None:
-  """Keeps compiled programs between starts, unless JAX was told where."""
-  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    home = os.environ.get('REPRE_JAX_CACHE', '~/.cache/repre_jax')
-    path = pathlib.Path(home).expanduser() / 'xla'
-    jax.config.update('jax_compilation_cache_dir', str(path))
+  """Keeps compiled programs between starts, where a folder can be written.
+
+  The folder is JAX's own setting if that is set, else `xla` in
+  `REPRE_JAX_CACHE`. Where it cannot be written, one notice says so, and every
+  start compiles.
+  """
+  chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  if chosen and '://' in chosen:
+    return
+  root = None if chosen else cache.folder()
+  path = chosen or (root and str(root / 'xla'))
+  if path:
+    try:
+      path = expand(path)
+      os.makedirs(path, exist_ok=True)
+      with tempfile.TemporaryFile(dir=path) as file:
+        file.write(bytes(PROBE_BYTES))
+    except (OSError, ValueError) as error:
+      cache.give_up(path, error)
+      path = None
+  # Else a disk that is full later is reported anew for every program.
+  warnings.filterwarnings(
+    'ignore', 'Error writing persistent compilation cache'
+  )
+  if path != jax.config.jax_compilation_cache_dir:
+    jax.config.update('jax_compilation_cache_dir', path)
+  if not chosen:
     # By default programs of less than a second are compiled at every start:
     # together they took two seconds of a warm one.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

@@ -9,6 +9,7 @@ import time
 
 from etils import epath
 
+from input_pipeline.paths import expand
 from training import process
 
 # What reads and writes each kind, for etils and for Orbax.
@@ -42,9 +43,10 @@ def resolve(path: epath.PathLike) -> epath.Path:
 
   Raises:
     StorageError: unknown kind of storage, or the package for it is missing.
+    ValueError: a home folder that is not known, see `paths.expand`.
   """
   if not is_remote(path):
-    return epath.Path(os.path.abspath(path))  # Orbax takes no others
+    return epath.Path(os.path.abspath(expand(path)))  # Orbax takes no others
   kind = os.fspath(path).partition('://')[0]
   if kind not in PACKAGES:
     raise StorageError(
@@ -64,7 +66,11 @@ def write_whole(path: epath.Path, data: bytes) -> None:
     path.write_bytes(data)
     return
   part = path.with_name(path.name + '.part')
-  part.write_bytes(data)
+  with part.open('wb') as file:
+    file.write(data)
+    file.flush()
+    # Or else a machine that crashes may keep the new name and lose the content.
+    os.fsync(file.fileno())
   part.replace(path)
 
 

@@ -25,6 +25,9 @@ except ImportError:  # optional: metrics.jsonl holds the same numbers
 class Events:
   """Appends to `tensorboard/` in a workdir; silent without TensorBoard.
 
+  What cannot be written there is given up with a warning: metrics.jsonl holds
+  the same numbers.
+
   Args:
     workdir: the folder of the run.
     start: the step the run starts from; what older files hold of later steps
@@ -37,7 +40,11 @@ class Events:
       logging.info('tensorboard is not installed: only metrics.jsonl is kept')
       return
     folder = workdir / 'tensorboard'
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      self._give_up(error)
+      return
     name = f'{time.time():.3f}.{socket.gethostname()}.{os.getpid()}'
     self._file = storage.Growing(folder / f'events.out.tfevents.{name}')
     self._writer = record_writer.RecordWriter(self._file)
@@ -47,7 +54,15 @@ class Events:
 
   def _write(self, event) -> None:
     event.wall_time = time.time()
-    self._writer.write(event.SerializeToString())
+    try:
+      if self._writer is not None:
+        self._writer.write(event.SerializeToString())
+    except OSError as error:
+      self._give_up(error)
+
+  def _give_up(self, error: OSError) -> None:
+    logging.warning('nothing more is written for TensorBoard: %s', error)
+    self._writer = None
 
   def _add(self, step: int, values) -> None:
     if self._writer is not None:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,6 +62,8 @@ def read_meta(path: epath.Path) -> dict[str, Any]:
 
 def _read_meta(path: epath.Path) -> dict[str, Any]:
   try:
+    if not path.is_dir():
+      raise FileNotFoundError(_no_folder(path))
     # Orbax's reader would wait for the other processes.
     meta = json.loads((path / 'meta' / 'metadata').read_text())
     intact = meta['crc'] == _crc(meta['record'])
@@ -69,6 +72,12 @@ def _read_meta(path: epath.Path) -> dict[str, Any]:
   if not intact or meta['record']['step'] != int(path.name):
     raise DamagedError('its metadata was changed')
   return meta['record']
+
+
+def _no_folder(path: epath.Path) -> str:
+  if os.path.islink(path):
+    return f'a link to {os.readlink(path)}, which is not there'
+  return 'not a folder'
 
 
 @functools.cache

@@ -9,6 +9,8 @@ import traceback
 
 import jax
 
+from training import exits
+
 EXIT_HUNG = 70  # EX_SOFTWARE of sysexits.h: not a wish, a failure
 COMPILING = 6  # a first step may take so many times longer
 
@@ -62,7 +64,7 @@ class Watchdog:
           file=sys.stderr,
           flush=True,
         )
-        os._exit(EXIT_HUNG)
+        exits.leave(EXIT_HUNG)
       waits = [due - age] * bool(self._seconds) + [hung - age] * bool(hung)
       # Work that begins meanwhile may be due sooner than what is waited for.
       soonest = [seconds for seconds in (self._seconds, self._limit) if seconds]

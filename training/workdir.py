@@ -1,12 +1,8 @@
 """The folder of a run: which config it belongs to and where it ran."""
 
-import datetime
-import importlib.metadata
 import json
 import os
 import platform
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -15,22 +11,9 @@ from absl import logging
 from etils import epath
 
 from input_pipeline import fingerprint
-from training import distributed, screen, storage
+from training import distributed, failures, lock, screen, storage
+from training.environment import environment
 from training.metrics import write_json
-
-PACKAGES = (
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'numpy',
-  'pillow',
-  'ml-collections',
-  'tensorflow-cpu',
-  'tensorflow',
-)
-
 
 # Fields that may differ when a run continues, and the reason why. None of them
 # changes a parameter that is trained; config.json then holds the new values.
@@ -64,7 +47,7 @@ class WorkdirError(ValueError):
 
 
 def open_workdir(path: epath.PathLike) -> epath.Path:
-  """Creates a workdir where there is none.
+  """Creates a workdir where there is none, and takes its lock.
 
   Args:
     path: the folder, also in an object store (`gs://bucket/run`).
@@ -74,6 +57,7 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
 
   Raises:
     WorkdirError: it cannot be made, or not all processes see the same.
+    LockedError: another run works in it.
   """
 
   def create():
@@ -82,12 +66,63 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
       found.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise WorkdirError(_unwritable(found, error)) from error
+    _take_lock(found)
     return str(found)
 
   path = storage.resolve(distributed.on_lead(create))
   if jax.process_count() > 1:
     _check_shared(path)
   return path
+
+
+def claim(path: epath.PathLike) -> None:
+  """Takes the lock of a workdir that exists, before anything long begins.
+
+  Raises:
+    LockedError: another run works in it.
+  """
+
+  def take():
+    found = storage.resolve(path)
+    if found.is_dir():
+      _take_lock(found)
+
+  distributed.on_lead(take)
+
+
+def _take_lock(path: epath.Path) -> None:
+  _why_unwritable.pop(str(path), None)
+  try:
+    lock.take(path)
+  except OSError as error:  # a finished run may lie on a read-only disk
+    _why_unwritable[str(path)] = error
+
+
+# By workdir, on process 0.
+_why_unwritable: dict[str, OSError] = {}
+
+
+def writable(path: epath.Path) -> bool:
+  """Whether this run may write to a workdir that it opened."""
+  return distributed.on_lead(lambda: str(path) not in _why_unwritable)
+
+
+def unwritable(path: epath.Path) -> 'WorkdirError':
+  """The error of a workdir in which this run may not write, on process 0."""
+  return WorkdirError(_unwritable(path, _why_unwritable[str(path)]))
+
+
+def read_summary(path: epath.Path) -> dict[str, Any] | None:
+  """The summary.json of a workdir; None where there is none that is whole."""
+  file = path / 'summary.json'
+  try:
+    found = json.loads(file.read_bytes())
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    logging.warning('%s is damaged (%s): it is made again', file, error)
+    return None
+  return found if isinstance(found, dict) else None
 
 
 def _check_shared(path: epath.Path) -> None:
@@ -112,8 +147,17 @@ def _check_shared(path: epath.Path) -> None:
     )
 
 
-def record(path: epath.Path, config: Any) -> None:
+def record(path: epath.Path, config: Any, *, finished: bool = False) -> bool:
   """Writes config.json and environment.json, once the run is known to fit.
+
+  Args:
+    path: the workdir.
+    config: of the run.
+    finished: whether nothing is left to do, so that the workdir may be one in
+      which this run may not write.
+
+  Returns:
+    Whether it wrote them.
 
   Raises:
     WorkdirError: the folder cannot be written.
@@ -121,12 +165,18 @@ def record(path: epath.Path, config: Any) -> None:
 
   def write():
     try:
+      if error := _why_unwritable.get(str(path)):
+        raise error
+      failures.keep_in(path)
       write_json(path / 'config.json', _plain(config))
       write_json(path / 'environment.json', environment())
     except OSError as error:
       raise WorkdirError(_unwritable(path, error)) from error
 
+  if finished and not writable(path):
+    return False
   distributed.on_lead(write)
+  return True
 
 
 def _unwritable(path: epath.Path, error: OSError) -> str:
@@ -159,12 +209,15 @@ def _check_config(workdir: epath.Path, config: Any) -> None:
   if not path.exists():
     return
   try:
-    old = _flat(json.loads(path.read_text()))
-  except ValueError as error:
+    old = json.loads(path.read_bytes())
+    if not isinstance(old, dict):
+      raise ValueError(f'a {type(old).__name__}, not an object')
+  except (OSError, ValueError, RecursionError) as error:
     raise WorkdirError(
       f'{path} is not readable JSON ({error}); restore it, or move it away to '
       'continue with the config of this command'
     ) from error
+  old = _flat(old)
   new = _flat(_plain(config))
   old = ADDED | old
   differ = [
@@ -242,39 +295,3 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
   for key, value in tree.items():
     out |= _flat(value, f'{prefix}.{key}' if prefix else key)
   return out
-
-
-def environment() -> dict[str, Any]:
-  """Versions, devices and commit of this process."""
-  versions = {}
-  for name in PACKAGES:
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = None
-  return dict(
-    python=platform.python_version(),
-    platform=platform.platform(),
-    packages=versions,
-    devices=[str(device.device_kind) for device in jax.devices()],
-    backend=jax.default_backend(),
-    processes=jax.process_count(),
-    commit=_commit(),
-    command=sys.argv,
-    started=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-  )
-
-
-def _commit() -> str | None:
-  try:
-    folder = epath.Path(__file__).parent
-    return subprocess.run(
-      ['git', 'describe', '--always', '--dirty'],
-      cwd=folder,
-      capture_output=True,
-      text=True,
-      check=True,
-      timeout=10,
-    ).stdout.strip()
-  except (OSError, subprocess.SubprocessError):
-    return None

@@ -10,10 +10,11 @@ import jax
 from etils import epath
 from flax import traverse_util
 
+from input_pipeline.paths import expand
 from interop.files import is_weights
 from interop.load import load_encoder
 from models import make_encoder
-from training import distributed, storage
+from training import distributed, storage, verified
 from training.checkpoint import CheckpointError
 from training.warm_start import TASKS_OWN, load_params
 
@@ -83,6 +84,7 @@ def load_backbone(
       'nothing to evaluate: set config.checkpoint to the workdir of a run, to '
       "one of its checkpoints/STEP, or to a file of others' weights"
     )
+  path = expand(path)
   told = {k: v for k, v in (weights or {}).items() if v is not None}
   if is_weights(path):
     return _foreign(path, which, told, dict(dtype=dtype) | fields)
@@ -172,7 +174,14 @@ def _config_of(path: epath.Path) -> dict[str, Any]:
   def read():
     for folder in folders:
       if (file := folder / 'config.json').exists():
-        return json.loads(file.read_text())
+        try:
+          found = json.loads(file.read_bytes())
+          return dict(found.items())
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+          raise CheckpointError(
+            f'{file} is not readable JSON ({verified.one_line(error)}); '
+            'restore it: it says which encoder the checkpoints hold'
+          ) from error
     return None
 
   config = distributed.on_lead(read)

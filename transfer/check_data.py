@@ -6,11 +6,13 @@ from input_pipeline import feed, mode, survey
 from input_pipeline.views import View
 from training import screen
 from training.figures import to_png
+from training.lock import releasing
 from training.metrics import write_json
 from training.state import Figure
 from training.workdir import open_workdir
 
 
+@releasing()
 def check_data(config: Any, workdir: str) -> dict[str, Any]:
   """Surveys the images that a config names and draws their views.
 

@@ -12,7 +12,7 @@ from etils import epath
 from interop import own
 from interop.files import write_npz, write_safetensors
 from interop.formats import FORMATS, export_to, preprocessor
-from training import distributed, storage
+from training import distributed, lock, storage
 from training import workdir as workdirs
 from training.checkpoint import Checkpoints
 from training.metrics import write_json
@@ -22,6 +22,7 @@ NPZ = 'npz'
 PROJECT = epath.Path(__file__).parent.parent / 'pyproject.toml'
 
 
+@lock.releasing()
 def export(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   """Writes the encoder of a run, or of others, in layouts of other libraries.
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from input_pipeline.progress import progress_bar
 from input_pipeline.source import Source, check_classes
 from input_pipeline.views import View
 from models.patches import check_divisible
-from training import distributed, loop, sharding
+from training import distributed, lock, loop, sharding
 from training import workdir as workdirs
 from training.metrics import write_json
 from training.protocols import Evaluator
@@ -263,10 +262,13 @@ def train_job(
       data_fingerprint=feed.with_times(feed.fingerprint(job.train), job.train),
     )
   summary |= dict(checkpoint=job.backbone.where, which=job.backbone.which)
-  distributed.on_lead(lambda: write_json(job.workdir / 'summary.json', summary))
+  if workdirs.writable(job.workdir):
+    path = job.workdir / 'summary.json'
+    distributed.on_lead(lambda: write_json(path, summary))
   return summary
 
 
+@lock.releasing()
 def run_job(
   config: Any,
   workdir: epath.PathLike,
@@ -285,14 +287,13 @@ def run_job(
 
   Raises:
     WorkdirError: the folder holds another job.
+    LockedError: another job works in it.
   """
   began = time.time()
   job = open_job(config, workdir)
   workdirs.check_config(job.workdir, config)
   path = job.workdir / 'summary.json'
-  done = distributed.on_lead(
-    lambda: json.loads(path.read_text()) if path.exists() else None
-  )
+  done = distributed.on_lead(lambda: workdirs.read_summary(job.workdir))
   if done is not None and config.resume != 'force':
     if jax.process_index() == 0:
       print(f'{job.workdir}: already finished', file=sys.stderr)

@@ -54,8 +54,8 @@ class Parts:
     path = self.folder / 'about.json'
     self.folder.mkdir(parents=True, exist_ok=True)
     try:
-      old = json.loads(path.read_text()) if path.exists() else None
-    except ValueError:
+      old = dict(json.loads(path.read_bytes())) if path.exists() else None
+    except (ValueError, TypeError, RecursionError):
       old = {}
     if old and fingerprint.same(str(old.get('images')), about['images']):
       old['images'] = about['images']
@@ -85,7 +85,7 @@ class Parts:
       return False
     try:
       _read(path)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+    except Exception as e:  # any byte of it may be broken, in any way
       logging.warning('%s is damaged (%s): it is made again', path, e)
       return False
     return True

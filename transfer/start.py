@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from input_pipeline.paths import expand
 from interop.files import is_weights
 from interop.load import load_encoder
 from models import BARE
@@ -48,14 +49,15 @@ def starting_point(
       return _with_encoder(config, encoder), None
     return config, None
   told = {k: v for k, v in config.weights.items() if v is not None}
-  if not config.init_from or not is_weights(config.init_from):
+  path = config.init_from and expand(config.init_from)
+  if not path or not is_weights(path):
     if told:
       raise ValueError(
         f"config.weights.{min(told)} is for files of others' weights, and "
         f'config.init_from={config.init_from} is none'
       )
-    return config, load_params(config.init_from) if config.init_from else None
-  loaded = load_encoder(config.init_from, **{'in_channels': channels} | told)
+    return config, load_params(path) if path else None
+  loaded = load_encoder(path, **{'in_channels': channels} | told)
   _check_family(config.encoder.name, loaded.spec['name'], config.init_from)
   if jax.process_index() == 0:
     print(f'{loaded.said}; heads start fresh', file=sys.stderr)
@@ -68,8 +70,8 @@ def _recorded(workdir: epath.PathLike) -> Mapping[str, Any]:
 
   def read():
     try:
-      return json.loads(path.read_text())['encoder']
-    except (OSError, ValueError, KeyError):
+      return dict(json.loads(path.read_bytes())['encoder'])
+    except (OSError, ValueError, KeyError, TypeError):
       return {}  # `workdir.check_config` will tell
 
   return distributed.on_lead(read)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from input_pipeline.paths import expand
 from interop.files import is_weights
 from training import distributed, storage
 from training.checkpoint import Checkpoints
@@ -89,7 +90,7 @@ def _load(
   told = {
     k: v for k, v in (teacher.get('weights') or {}).items() if v is not None
   }
-  if is_weights(teacher.checkpoint):
+  if is_weights(expand(teacher.checkpoint)):
     told.setdefault('in_channels', channels)
   try:
     backbone = load_backbone(
@@ -127,8 +128,8 @@ def _recorded(workdir: epath.PathLike) -> Mapping[str, Any]:
 
   def read():
     try:
-      return teachers_in(json.loads(path.read_text())['method'])[1]
-    except (OSError, ValueError, KeyError):
+      return teachers_in(json.loads(path.read_bytes())['method'])[1]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
       return {}  # `workdir.check_config` will tell
 
   return distributed.on_lead(read)

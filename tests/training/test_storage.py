@@ -1,7 +1,9 @@
 """A workdir in an object store: one in memory, which cannot append either."""
 
 import json
+import os
 import sys
+import time
 
 import buckets
 import pytest
@@ -9,8 +11,8 @@ import tiny_run
 from buckets import Bucket
 from etils import epath
 
-from training import process, storage
-from training.metrics import Rows, read_rows
+from training import holder, lock, process, storage
+from training.json_lines import Rows, read_rows
 
 
 def call_main(folder):
@@ -70,6 +72,21 @@ def test_rows_are_cut_back_and_go_on(bucket, tmp_path, where):
   second.add(dict(step=9))
   second.flush()
   assert [row['step'] for row in read_rows(path)] == [0, 1, 9]
+
+
+def test_a_lock_in_an_object_store(bucket, monkeypatch):
+  monkeypatch.setattr(lock, 'SETTLE_SECONDS', 0)
+  folder = storage.resolve('gs://bucket/run')
+  elsewhere = holder.record_of(str(folder)) | dict(host='far', boot='b', pid=1)
+  path = folder / lock.NAME
+  path.write_bytes(json.dumps(dict(elsewhere, beat=time.time())).encode())
+  with pytest.raises(lock.LockedError, match='process 1 on far'):
+    lock.take(folder)
+  path.write_bytes(json.dumps(dict(elsewhere, beat=0)).encode())
+  lock.take(folder)
+  assert json.loads(path.read_bytes())['pid'] == os.getpid()
+  lock.release()
+  assert not path.exists()
 
 
 def test_a_whole_run_and_one_that_was_killed(tmp_path):

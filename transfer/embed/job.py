@@ -5,7 +5,7 @@ from typing import Any
 
 from etils import epath
 
-from training import distributed, process, storage
+from training import distributed, lock, process, storage
 from training.fields import check_fields
 from transfer.embed.files import WRITERS
 from transfer.job import Job, run_job
@@ -14,6 +14,7 @@ from transfer.parts import Parts, keep_features
 NAMED = 20  # images that cannot be read, in the summary
 
 
+@lock.releasing()
 def embed(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   """Encodes every image once, in order; see `configs/embed.py`.
 

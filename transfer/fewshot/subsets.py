@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
+from input_pipeline.paths import expand
 from input_pipeline.source import Source
 
 SHOWN = 3  # lines or classes in an error
@@ -136,7 +137,7 @@ def listed_subset(path: epath.PathLike, source: Source) -> Subset:
     FileNotFoundError: no such file.
     ValueError: nothing in it, a line that fits no image, or several.
   """
-  path = epath.Path(path).expanduser()
+  path = epath.Path(expand(path))
   if not path.exists():
     raise FileNotFoundError(f'config.fewshot.list: there is no file {path}')
   lines = [line.strip() for line in path.read_text().splitlines()]

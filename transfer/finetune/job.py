@@ -5,7 +5,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from training import loop, screen, sharding
+from training import lock, loop, screen, sharding
 from training.fields import check_fields
 from training.recipe import make_recipe
 from transfer.accuracy import Accuracy, classify
@@ -15,6 +15,7 @@ from transfer.job import Job, need_labels, need_measuring, open_job, train_job
 from transfer.probe.heads import VIEW
 
 
+@lock.releasing()
 def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
   """Fine-tunes a trained encoder; without `checkpoint`, supervised training.
 

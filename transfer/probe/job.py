@@ -5,13 +5,13 @@ from typing import Any
 
 from etils import epath
 
-from training import distributed, loop, screen, sharding
+from training import distributed, lock, loop, screen, sharding
 from training.checkpoint import Checkpoints
 from training.fields import check_fields
 from training.metrics import write_json
 from training.recipe import make_recipe
 from training.schedules import constant
-from training.workdir import check_config
+from training.workdir import check_config, writable
 from transfer.accuracy import Accuracy, classify
 from transfer.job import Job, need_labels, need_measuring, open_job, train_job
 from transfer.probe.cached import CachedExtractor
@@ -19,6 +19,7 @@ from transfer.probe.heads import VIEW, LinearProbes, Probe
 from transfer.probe.kept import kept_data
 
 
+@lock.releasing()
 def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   """Trains linear classifiers on a frozen encoder and tests them.
 
@@ -132,5 +133,6 @@ def _conclude(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
       rows = [dict(probe=n, top1=grid[n], top5=top5[n]) for n in ranked]
       write_json(job.workdir / 'grid.json', rows)
 
-  distributed.on_lead(write)
+  if writable(job.workdir):
+    distributed.on_lead(write)
   return summary

@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from training import storage
-from training.metrics import read_rows
+from training.json_lines import read_rows
 
 # The first that matches a metric's name.
 GROUPS = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from input_pipeline.known import unknown
-from training import distributed, storage
+from training import distributed, lock, storage
 from training import workdir as workdirs
 from training.checkpoint import Checkpoints
 from training.fields import check_fields
@@ -27,6 +27,7 @@ from transfer.visualize.pictures import (
 from transfer.visualize.subject import Subject
 
 
+@lock.releasing()
 def visualize(
   config: Any, workdir: str, *, figures_of: FiguresOf
 ) -> dict[str, Any]:
