@@ -1,12 +1,13 @@
 """What configs share: words, fields every config has, data presets."""
 
-import difflib
-import re
-
 import ml_collections
 from ml_collections import config_dict
 
 from configs.data import DATA
+from configs.words import COMPLETE, SWINS, VITS, family
+from configs.words import CONVVITS as CONVVITS
+from configs.words import ENCODERS as ENCODERS
+from configs.words import parse as parse
 
 # RePre's decoder width by encoder, for Swin one per fusion block: at most 4 %
 # more FLOPs than MoCo v3 for Ti, S, B and Swin-T; the others in proportion.
@@ -26,16 +27,9 @@ DECODER_WIDTH = dict(
   convvit_s=128,
   convvit_b=256,
 )
-VITS = tuple(name for name in DECODER_WIDTH if name.startswith('vit'))
-SWINS = tuple(name for name in DECODER_WIDTH if name.startswith('swin'))
-CONVVITS = tuple(name for name in DECODER_WIDTH if name.startswith('convvit'))
-COMPLETE = SWINS + CONVVITS  # no patch size follows
-ENCODERS = VITS + COMPLETE
 SMALL = ('cifar10', 'photos')  # data that `small` is for
 # Heads of DINO's and DeiT's ViT where MoCo v3's has others.
 DEIT_HEADS = dict(vit_ti=3, vit_s=6)
-
-CHECKPOINT = '; the encoder is that of config.checkpoint'
 
 
 def base() -> ml_collections.ConfigDict:
@@ -119,68 +113,6 @@ def downstream(task: str, data: str, **fields) -> ml_collections.ConfigDict:
   config.method, config.optim = dict(name=task), {}
   config.update(fields)
   return config
-
-
-def parse(
-  arg: str | None,
-  *,
-  data: str,
-  encoder: str | None = None,
-  flags: tuple[str, ...] = (),
-) -> ml_collections.ConfigDict:
-  """Reads the words behind the colon of `--config=FILE:words`.
-
-  Args:
-    arg: comma-separated words, in any order.
-    data: the data word when none is given.
-    encoder: the encoder word when none is given; None: there is none to give.
-    flags: words that are on or off.
-
-  Returns:
-    {encoder, data, **flags}.
-
-  Raises:
-    ValueError: a word that is none of these, with the nearest known one, or
-      several that name data or encoders.
-  """
-  words = dict(encoder=encoder, data=data, **dict.fromkeys(flags, False))
-  named, encoders = [], []
-  for word in filter(None, (arg or '').split(',')):
-    if word in DATA:
-      words['data'] = word
-      named.append(word)
-    elif word in flags:
-      words[word] = True
-    elif encoder and (
-      word in COMPLETE or re.fullmatch(rf'({"|".join(VITS)})[1-9]\d*', word)
-    ):
-      words['encoder'] = word
-      encoders.append(word)
-    else:
-      raise _unknown(word, flags, encoders=bool(encoder))
-  for kind, given in (('data', named), ('encoder', encoders)):
-    if len(set(given)) > 1:
-      raise ValueError(f'several {kind} words: {", ".join(given)}; give one')
-  return ml_collections.ConfigDict(words)
-
-
-def _unknown(word: str, flags: tuple[str, ...], *, encoders: bool) -> Exception:
-  """The error for an unknown word, with the nearest known one if it is near."""
-  names = f'{", ".join(VITS)} followed by the patch size, {", ".join(COMPLETE)}'
-  usual = (*(f'{vit}16' for vit in VITS), *COMPLETE) if encoders else ()
-  known = (*DATA, *flags, *usual)
-  near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
-  return ValueError(
-    f'unknown config word {word!r}'
-    f'{f"; did you mean {near[0]!r}?" if near else "."} Known: '
-    f'data {", ".join(DATA)}; {f"encoders {names}; " if encoders else ""}'
-    f'flags {", ".join(flags) or "none"}{"" if encoders else CHECKPOINT}'
-  )
-
-
-def family(word: str) -> str:
-  """The name of an encoder without its patch size: vit_s of vit_s16."""
-  return word.rstrip('0123456789')
 
 
 def encoder(word: str, **fields) -> dict:

@@ -37,7 +37,8 @@ from training.warm_start import load_params
 CONFIGS = sorted(
   path.stem
   for path in (tiny_run.ROOT / 'configs').glob('*.py')
-  if path.stem not in ('__init__', 'beside', 'common', 'data', 'optim', 'views')
+  if path.stem
+  not in ('__init__', 'beside', 'common', 'data', 'optim', 'views', 'words')
 )
 
 

@@ -235,6 +235,7 @@ def test_config_docstrings_show_a_command():
       'data',
       'optim',
       'views',
+      'words',
     ):
       text = ast.get_docstring(tree(path))
       assert f'--config=configs/{path.name}' in text, path.name

@@ -8,17 +8,22 @@ from typing import Any
 import jax
 from etils import epath
 
-from training import distributed, lock, metrics, screen, signals, watchdog
+from training import (
+  distributed,
+  lock,
+  metrics,
+  nonfinite,
+  screen,
+  signals,
+  watchdog,
+)
 from training import workdir as workdirs
 from training.checkpoint import Checkpoints
 from training.evaluation import Drawing, Evaluation
+from training.nonfinite import NonFiniteError
 from training.protocols import Evaluator
 from training.state import Figure
 from training.step import Run
-
-
-class NonFiniteError(RuntimeError):
-  """Too many non-finite steps in a row."""
 
 
 def count_steps(config: Any, steps_per_epoch: int) -> int:
@@ -218,10 +223,10 @@ def _report(run, workdir, reporter, done, history, watch) -> None:
     reporter.say(f'WARNING: step {done}: {warning}')
   worst = max(int(row['bad_steps']) for row in rows)
   if limit and worst >= limit:
+    why = nonfinite.advice(_bad_steps(run, rows, first))
     raise NonFiniteError(
       f'{worst} steps in a row gave a non-finite loss or gradient, the last at '
-      f'step {first + bad[-1]}; see {workdir / "nonfinite.jsonl"}; lower '
-      'config.optim.base_lr or use config.dtype=float32'
+      f'step {first + bad[-1]}; see {workdir / "nonfinite.jsonl"}; {why}'
     )
   if bad:
     reporter.say(f'WARNING: step {done}: {len(bad)} non-finite steps skipped')
@@ -238,6 +243,27 @@ def _kept(workdir) -> dict[str, Any]:
     return found
 
   return distributed.on_lead(read)
+
+
+def _bad_steps(run, rows, first: int) -> nonfinite.BadSteps:
+  """The longest row of bad steps that a report ends, from step `first` on."""
+  counts = [int(row['bad_steps']) for row in rows]
+  last = counts.index(max(counts))
+  begin = max(last - counts[last] + 1, 0)  # the earliest that is known here
+  step = first + last - counts[last] + 1
+  optim = run.config.optim
+  lr = run.rate(max(step - 1, 0))
+  return nonfinite.BadSteps(
+    first=step,
+    last=first + last,
+    loss=float(rows[begin]['loss']),
+    lr=lr,
+    dtype=run.config.dtype,
+    warmup_epochs=optim.get('warmup_epochs', 0.0),
+    rising=run.rate(step + 1) > lr,
+    clip=optim.get('clip', 0.0),
+    started_from=run.config.init_from or run.config.checkpoint,
+  )
 
 
 def _finish(workdir, reporter, seconds: float, total) -> dict[str, float]:

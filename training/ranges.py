@@ -217,8 +217,8 @@ def pattern(name: str) -> str:
   """The name under which tables of this package know a field."""
   name = re.sub(r'^views\.\w+\.', 'views.*.', name)
   if name.startswith('method.masked.'):
-    if name in ('method.masked.weight', 'method.masked.contrast_weight'):
-      return name
+    if name in RANGES:
+      return name  # of the branch beside a method
     name = name.replace('method.masked.', 'method.', 1)
   name = re.sub(r'^method\.teachers\.\w+\.', 'method.teachers.*.', name)
   return re.sub(r'^method\.teachers\.\*\.(weights|encoder)\.', r'\1.', name)

@@ -11,6 +11,7 @@ from etils import epath
 
 from training import distributed, screen, storage, verified
 from training.checkpoint import CheckpointError, Checkpoints, check_same_leaves
+from training.missing import check_folder
 from training.state import named_leaves, path_name
 
 # Where a checkpoint keeps them.
@@ -44,6 +45,7 @@ def load_params(
   if which not in HEADS:
     raise ValueError(f'which={which!r} must be one of {", ".join(HEADS)}')
   path = storage.resolve(path)
+  check_folder(path)
   folders = [path]
   if not distributed.on_lead((path / 'meta').exists):
     steps = Checkpoints(path).steps()

@@ -16,6 +16,7 @@ from interop.load import load_encoder
 from models import make_encoder
 from training import distributed, storage, verified
 from training.checkpoint import CheckpointError
+from training.missing import check_folder
 from training.warm_start import TASKS_OWN, load_params
 
 ENCODER = 'encoder/'
@@ -94,6 +95,7 @@ def load_backbone(
       f'of {path}, a run of this project, says it'
     )
   path = storage.resolve(path)
+  check_folder(path)
   config = _config_of(path)
   if 'encoder' not in config:
     read = config.get('checkpoint')

@@ -207,7 +207,7 @@ def test_a_random_filter_is_one_of_the_two(photos):
     ({'magnitude': 11}, 'magnitude'),
     ({'num_ops': 0}, 'num_ops'),
     ({'std': -1}, 'std'),
-    ({'resample': 'nearest'}, "'nearest'; did you mean .* bilinear, bicubic"),
+    ({'resample': 'nearest'}, "'nearest'. Known: bilinear, bicubic"),
     ({'probability': 1.5}, 'probability'),
   ],
 )

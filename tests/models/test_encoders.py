@@ -34,7 +34,6 @@ def test_words_without_a_patch():
     ('vits16', 'vit_s16'),
     ('vit_mimi4', 'vit_mini4'),
     ('vit_b0', 'vit_b'),
-    ('', 'vit_'),
     ('swint', 'swin_t'),
     ('swin_t4', 'swin_t'),
     ('swin_base', 'swin_'),
@@ -49,6 +48,13 @@ def test_unknown_words_get_the_nearest_and_all_known(word, nearest):
   assert f'unknown encoder {word!r}' in message
   assert f"did you mean '{nearest}" in message
   assert all(name in message for name in ENCODERS)
+
+
+@pytest.mark.parametrize('word', ['', 'qqqqqqqq'])
+def test_a_word_far_from_all_gets_no_suggestion(word):
+  with pytest.raises(ValueError) as error:
+    make_encoder(word)
+  assert f'unknown encoder {word!r}. Known: vit_mini, ' in str(error.value)
 
 
 def test_unknown_fields_are_refused():

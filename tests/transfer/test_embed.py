@@ -209,8 +209,14 @@ def test_no_labels_are_needed(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
   'words, told',
   [
-    (['--config.embed.format=csv'], "format='csv' must be one of npz, parquet"),
-    (['--config.embed.dtype=int8'], "dtype='int8' must be one of float32, "),
+    (
+      ['--config.embed.format=csv'],
+      "config.embed.format 'csv'. Known: npz, parquet",
+    ),
+    (
+      ['--config.embed.dtype=int8'],
+      "config.embed.dtype 'int8'. Known: float32, ",
+    ),
     (['--config.embed.per_part=0'], 'config.embed.per_part=0 must be at least'),
     (['--config.features.level=2'], 'level=2 must be within 0..1'),
     (['--config.data.split=tain'], "nothing for the split 'tain'"),

@@ -309,7 +309,10 @@ class TestJob:
   @pytest.mark.parametrize(
     'options, told',
     [
-      (['--config.fewshot.scale=l2'], "scale='l2' must be one of unit, "),
+      (
+        ['--config.fewshot.scale=l2'],
+        "config.fewshot.scale 'l2'. Known: unit, ",
+      ),
       (['--config.fewshot.logistic=(0.0,)'], 'logistic=(0.0,) must be above'),
       (['--config.fewshot.iterations=0'], 'iterations=0 must be at least 1'),
       (['--config.fewshot.shares=(0.1, 1.5)'], 'must be above 0 and at most 1'),
