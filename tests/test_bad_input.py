@@ -19,7 +19,7 @@ import tiny_run
 
 import main
 from input_pipeline import order
-from training import checkpoint
+from training import checkpoint, lock
 from training.checkpoint import CheckpointError
 from training.loop import NonFiniteError
 from training.step import Run
@@ -355,6 +355,21 @@ class TestWorkdir:
     assert self.state(workdir) == before
     tiny_run.pretrain(workdir)
 
+  def test_a_finished_run_that_cannot_be_written(self, workdir, monkeypatch):
+    """It shows its summary; one that is not finished names the folder."""
+    before = self.state(workdir)
+
+    def refuse(path):
+      raise OSError(30, 'Read-only file system', str(path))
+
+    monkeypatch.setattr(lock, 'take', refuse)
+    summary = json.loads((workdir / 'summary.json').read_text())
+    assert tiny_run.pretrain(workdir) == summary
+    assert self.state(workdir) == before
+    (workdir / 'summary.json').unlink()
+    with pytest.raises(WorkdirError, match='Read-only file system'):
+      tiny_run.pretrain(workdir)
+
   def test_a_broken_config_file_is_named(self, workdir):
     (workdir / 'config.json').write_text('{"seed": ')
     with pytest.raises(WorkdirError, match='config.json'):
@@ -441,6 +456,36 @@ class TestDamagedCheckpoint:
     with pytest.raises(CheckpointError, match='is intact'):
       tiny_run.pretrain(workdir)  # not from scratch the second time either
     assert tiny_run.rows(workdir) == rows
+
+  def test_links_to_nowhere_and_files_among_the_steps(self, workdir, caplog):
+    steps = workdir / 'checkpoints'
+    (steps / '6').symlink_to('/nowhere')
+    (steps / '5').write_text('mine')
+    (steps / '8').mkdir()
+    with caplog.at_level(logging.WARNING):
+      tiny_run.pretrain(workdir)
+    for words in (
+      'Checkpoint 6 is damaged',
+      'a link to /nowhere, which is not',
+    ):
+      assert words in caplog.text
+    assert 'Checkpoint 5 is damaged' in caplog.text
+    assert sorted(os.listdir(workdir / 'damaged')) == ['5', '6', '8']
+    assert tiny_run.checksums(workdir) == tiny_run.checksums(
+      tiny_run.finished()
+    )
+
+  def test_nothing_but_links_to_nowhere(self, workdir):
+    steps = workdir / 'checkpoints'
+    shutil.rmtree(steps)
+    steps.mkdir()
+    (steps / '6').symlink_to('/nowhere')
+    with pytest.raises(CheckpointError, match=r'none .*\[6\].* is intact'):
+      tiny_run.pretrain(workdir)
+    shutil.rmtree(steps)
+    steps.symlink_to('/nowhere')
+    with pytest.raises(CheckpointError, match='a link to /nowhere'):
+      tiny_run.pretrain(workdir)
 
   def test_half_written(self, workdir):
     half = workdir / 'checkpoints' / '6.orbax-checkpoint-tmp'
