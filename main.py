@@ -41,7 +41,7 @@ from input_pipeline.resident import Resident
 from input_pipeline.source import Source, check_classes
 from input_pipeline.unreadable import Unreadable
 from input_pipeline.views import View
-from pretrain import collapse
+from pretrain import collapse, first_start, out_of_memory
 from pretrain.figures import in_windows
 from pretrain.methods import from_config
 from pretrain.online_probe import OnlineProbe
@@ -103,8 +103,19 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
       'from weights set config.init_from'
     )
   mesh = sharding.make_mesh(config.fsdp)
-  sharding.check_batch(config.batch_size, mesh, config.chunks)
   train, test = feed.open_sources(config.data)
+  channels = feed.channels_of(config.data, train)
+  config, initial = starting_point(config, workdir, channels=channels)
+  config, frozen = load_teachers(config, workdir, channels=channels)
+  # Chooses what is left open, and checks what needs no pixels.
+  config = first_start.settled(
+    config,
+    workdir,
+    sources=(train, test),
+    channels=channels,
+    mesh=mesh,
+    initial=initial,
+  )
   known_by = feed.fingerprint(train)
   distributed.check_equal(known_by, 'the list of training images')
   known_by = feed.with_times(known_by, train)  # those of copies differ
@@ -123,9 +134,6 @@ def pretrain(config: Any, workdir: str) -> dict[str, float]:
   if test is not None and isinstance(data, Resident):
     test = feed.decoded(config.data, test)
   total = loop.count_steps(config, data.steps_per_epoch)
-  channels = feed.channels_of(config.data, train)
-  config, initial = starting_point(config, workdir, channels=channels)
-  config, frozen = load_teachers(config, workdir, channels=channels)
   method = from_config(
     config,
     channels=channels,
@@ -264,7 +272,8 @@ def main(argv: list[str]) -> None:
       if jax.process_index() == 0:
         print(table, file=sys.stderr)
     workdirs.claim(WORKDIR.value)
-    summary = TASKS[config.task](config, WORKDIR.value)
+    with out_of_memory.guarded(config, WORKDIR.value):
+      summary = TASKS[config.task](config, WORKDIR.value)
     if jax.process_index() == 0:
       screen.say(ending(config, summary, WORKDIR.value))
 

@@ -86,9 +86,9 @@ def load(method: str, word: str) -> ml_collections.ConfigDict:
   """
   get_config = runpy.run_path(f'configs/{method}.py')['get_config']
   try:
-    config = get_config(f'{word},arrays,repre')
+    config = get_config(f'{word},arrays,repre,paper')
   except ValueError:
-    config = get_config(f'{word},arrays')
+    config = get_config(f'{word},arrays,paper')
   mini = bool(re.search(r'mini', word))
   if mini:
     config.data.image_size = 32

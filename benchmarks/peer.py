@@ -69,7 +69,7 @@ def config(arch: str, dtype: str) -> ml_collections.ConfigDict:
   """
   size = SIZES[arch]
   file = mae if _method(size) == 'mae' else moco_v3
-  out = file.get_config(f'{size["encoder"]},arrays')
+  out = file.get_config(f'{size["encoder"]},arrays,paper')
   out.batch_size, out.dtype = size['batch_size'], dtype
   out.data.image_size = size['image_size']
   if file is mae:

@@ -33,6 +33,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from benchmarks import build, costs, machine, peer, timing
+from configs import automatic
 
 # Flags of its own: `main.py` and other benchmarks have some of the same names.
 FLAGS = flags.FlagValues()
@@ -185,7 +186,7 @@ def main(argv: Sequence[str]) -> None:
     )
     columns = peer.COLUMNS
   elif CONFIG.value is not None:
-    config = CONFIG.value
+    config = automatic.as_published(CONFIG.value)
     config.batch_size = BATCH_SIZE.value or config.batch_size
     config.dtype = DTYPE.value or config.dtype
     rows = timing.measure(

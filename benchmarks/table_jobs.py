@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.masked_tables import DEFAULT, GIVEN, TEACHER_ROWS
 from benchmarks.rows import Preset, Row
-from configs import common
+from configs import automatic, common
 from pretrain.methods import MASKED
 
 # What may follow a run, and the ending of its folder.
@@ -70,7 +70,10 @@ def job(
   fields = dict(preset.fields, **length, **given, seed=seed)
   needs, files = _teachers(change.teachers, seed, preset, extra, teacher)
   options = [f'{k}={v}' for k, v in (fields | files).items()]
-  config = f'configs/{method}.py:{",".join((encoder, preset.data, *words))}'
+  # Every run of a table has the paper's recipe, on whatever machine.
+  recipe = automatic.WORD if preset.data in automatic.DATA_WORDS else ''
+  named = filter(None, (encoder, preset.data, recipe, *words))
+  config = f'configs/{method}.py:{",".join(named)}'
   told = [f'{k.split(".")[-1]}_{v}' for k, v in given.items()]
   named = zip(SLOTS, change.teachers, strict=False)
   told += [f'{slot}_{_name(one, teacher)}' for slot, one in named]

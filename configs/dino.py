@@ -23,21 +23,21 @@ docs/results.md.
 
 import ml_collections
 
-from configs import beside, common, optim, views
-from configs.data import DATA
+from configs import automatic, beside, common, optim, views
 
 # Words for other numbers of local crops than the preset's.
 CROPS = dict(crops0=0, crops6=6, crops8=8, crops10=10)
 
 
+@automatic.automatic
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  flags = (*beside.REPRE, *beside.FLAGS, *CROPS)
+  flags = (*beside.REPRE, automatic.WORD, *beside.FLAGS, *CROPS)
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 1024, 300.0
   config.dtype = 'bfloat16'
-  config.data = DATA[words.data]()
+  config.data = automatic.data(words)
   config.knn.which = 'teacher'
   config.encoder = common.deit(
     words.encoder, image_size=config.data.image_size, drop_path=0.1

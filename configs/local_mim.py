@@ -36,8 +36,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from configs import common, optim, views
-from configs.data import DATA
+from configs import automatic, common, optim, views
 
 SMALLEST = 4  # px of a cell
 # What the authors leave out of decay on Swin, besides biases and norms.
@@ -52,9 +51,12 @@ RECIPES = dict(
 )
 
 
+@automatic.automatic
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  words = common.parse(arg, encoder='vit_b16', data='arrays')
+  words = common.parse(
+    arg, encoder='vit_b16', data='arrays', flags=(automatic.WORD,)
+  )
   family = common.family(words.encoder)
   swin = family in common.SWINS
   usual = RECIPES['swin_b'] if swin else dict(base_lr=2e-4, end_lr=1e-6)
@@ -64,7 +66,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config = common.base()
   config.batch_size, config.epochs = recipe['batch_size'], recipe['epochs']
   config.dtype = 'bfloat16'
-  config.data = DATA[words.data]()
+  config.data = automatic.data(words)
   config.encoder = common.encoder(words.encoder)
   common.whole_cells(config, words.encoder)
   if family in common.VITS:

@@ -37,21 +37,28 @@ CPU cores, loss from 1.25 (step 25) to 0.44, k-NN 40.7 % (untrained 34.4 %).
 
 import ml_collections
 
-from configs import common, optim, views
-from configs.data import DATA
+from configs import automatic, common, optim, views
 
 # What GreenMIM's authors leave out of decay besides biases and norms.
 TABLES = r'.*(position_bias|token).*'
 
 
+@automatic.automatic
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  words = common.parse(arg, encoder='vit_b16', data='arrays', flags=('fusion',))
+  return recipe(arg)
+
+
+def recipe(arg: str | None = None) -> ml_collections.ConfigDict:
+  """As `get_config`, with nothing left open."""
+  words = common.parse(
+    arg, encoder='vit_b16', data='arrays', flags=('fusion', automatic.WORD)
+  )
   family = common.family(words.encoder)
   config = common.base()
   config.batch_size, config.epochs = 4096, 800.0
   config.dtype = 'bfloat16'
-  config.data = DATA[words.data]()
+  config.data = automatic.data(words)
   config.encoder = common.encoder(words.encoder)
   if family in common.VITS:  # ConvViTs have MAE's anyway
     config.encoder.update(positions='mae_sincos', init_scheme='mae')

@@ -19,18 +19,18 @@ docs/results.md.
 
 import ml_collections
 
-from configs import beside, common, optim, views
-from configs.data import DATA
+from configs import automatic, beside, common, optim, views
 
 
+@automatic.automatic
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data."""
-  flags = (*beside.REPRE, *beside.FLAGS)
+  flags = (*beside.REPRE, automatic.WORD, *beside.FLAGS)
   words = common.parse(arg, encoder='swin_t', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 512, 300.0
   config.dtype = 'bfloat16'
-  config.data = DATA[words.data]()
+  config.data = automatic.data(words)
   config.encoder = common.deit(
     words.encoder, image_size=config.data.image_size, drop_path=0.2
   )

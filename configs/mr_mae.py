@@ -34,12 +34,13 @@ docs/results.md.
 import ml_collections
 from ml_collections import config_dict
 
-from configs import common, mae
+from configs import automatic, common, mae
 
 
+@automatic.automatic
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """MAE's recipe with a teacher, and presets for small data."""
-  config = mae.get_config(arg)
+  config = mae.recipe(arg)
   config.method.update(_teaching())
   if config.epochs == 800.0:  # the paper's recipe, no preset
     config.epochs = 400.0

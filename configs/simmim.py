@@ -29,8 +29,7 @@ sees 48 px in units of 8 (our choice).
 
 import ml_collections
 
-from configs import common, optim, views
-from configs.data import DATA
+from configs import automatic, common, optim, views
 
 # What the authors leave out of decay besides biases and norms.
 SWIN_EXCLUDES = r'.*/position_bias|encoder/mask_token/token'
@@ -38,6 +37,7 @@ VIT_EXCLUDES = 'encoder/cls'
 NATIVE = 192  # px that Swin's windows of 6 are for
 
 
+@automatic.automatic
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The paper's recipe, and presets for small data.
 
@@ -45,7 +45,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     ValueError: unknown words, or epochs800 for small data.
   """
   words = common.parse(
-    arg, encoder='swin_b', data='arrays', flags=('epochs800',)
+    arg, encoder='swin_b', data='arrays', flags=('epochs800', automatic.WORD)
   )
   if words.encoder in common.CONVVITS:
     raise ValueError(
@@ -55,7 +55,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config = common.base()
   config.batch_size, config.epochs = 2048, 100.0
   config.dtype = 'bfloat16'
-  config.data = DATA[words.data]()
+  config.data = automatic.data(words)
   config.encoder = common.encoder(words.encoder)
   config.views = dict(view1=views.crop())
   config.views.view1.scale = (0.67, 1.0)
@@ -119,6 +119,11 @@ def _vit(
     init_scheme='simmim',
     drop_path=0.1,
   )
+  if automatic.chosen(words) and config.data.image_size < NATIVE // 2:
+    # As many units as 32 px make of 224, roughly.
+    patch = _patch(words.encoder)
+    unit = config.data.image_size // 8 // patch * patch
+    config.method.mask_unit = max(unit, patch)
 
 
 def _long(config: ml_collections.ConfigDict) -> None:

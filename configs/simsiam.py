@@ -19,18 +19,18 @@ constant. Views and heads are the authors'. Not run here.
 
 import ml_collections
 
-from configs import beside, common, optim, views
-from configs.data import DATA
+from configs import automatic, beside, common, optim, views
 
 
+@automatic.automatic
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A recipe for ViT, and presets for small data."""
-  flags = (*beside.REPRE, *beside.FLAGS)
+  flags = (*beside.REPRE, automatic.WORD, *beside.FLAGS)
   words = common.parse(arg, encoder='vit_s16', data='arrays', flags=flags)
   config = common.base()
   config.batch_size, config.epochs = 512, 100.0
   config.dtype = 'bfloat16'
-  config.data = DATA[words.data]()
+  config.data = automatic.data(words)
   config.encoder = common.encoder(words.encoder)
   config.views = views.moco_v2_views()
   config.method = dict(

@@ -1,11 +1,9 @@
 """Whether a data set lives on the device or is streamed from the host."""
 
-import os
-
-import jax
 import numpy as np
 
 from input_pipeline.decode import UnreadableError, read_header
+from input_pipeline.machine import device_memory
 from input_pipeline.source import Source
 
 MODES = ('auto', 'stream', 'resident')
@@ -48,15 +46,8 @@ def choose(mode: str, source: Source, channels: int) -> tuple[str, str]:
 
 
 def device_room() -> int:
-  """Bytes that data may take on each device; the least of all processes."""
-  device = jax.local_devices()[0]
-  stats = device.memory_stats() if device.platform != 'cpu' else None
-  if stats and 'bytes_limit' in stats:
-    total = stats['bytes_limit']
-  else:
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    total = memory // jax.local_device_count()
-  return int(SHARE * total)
+  """Bytes that data may take on each device."""
+  return int(SHARE * device_memory())
 
 
 def _spread(source: Source) -> list[int]:

@@ -271,7 +271,8 @@ class BatchNorm(nn.Module):
     """
     if x.size == x.shape[-1]:
       raise ValueError(
-        'BatchNorm needs at least 2 examples in the batch, not 1'
+        'BatchNorm needs at least 2 examples in the batch, not 1: set '
+        'config.batch_size to 2 or more'
       )
     axes = tuple(range(x.ndim - 1))
     x = x.astype(jnp.float32)

@@ -22,7 +22,7 @@ from PIL import Image
 
 import main
 import models
-from configs import common
+from configs import automatic, common
 from configs.data import DATA
 from input_pipeline.views import View
 from models import sizes
@@ -38,7 +38,16 @@ CONFIGS = sorted(
   path.stem
   for path in (tiny_run.ROOT / 'configs').glob('*.py')
   if path.stem
-  not in ('__init__', 'beside', 'common', 'data', 'optim', 'views', 'words')
+  not in (
+    '__init__',
+    'automatic',
+    'beside',
+    'common',
+    'data',
+    'optim',
+    'views',
+    'words',
+  )
 )
 
 
@@ -390,7 +399,8 @@ def load_config(name, words):
   """The config, or None where the file has no such flag or data."""
   get_config = config_file(name).get_config
   try:
-    return get_config(words.rstrip(',')) if words else get_config()
+    config = get_config(words.rstrip(',')) if words else get_config()
+    return automatic.as_published(config)
   except ValueError as error:
     no_flag = f"unknown config word '{words.rsplit(',')[-1]}'" in str(error)
     unfit = name == 'simmim' and 'has no mask token' in str(error)

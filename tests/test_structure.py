@@ -22,6 +22,9 @@ ALLOWED = {
     'models',
     'training',
     'input_pipeline.augment',
+    'input_pipeline.machine',
+    'input_pipeline.order',
+    'input_pipeline.source',
     'input_pipeline.views',
   ),
   'transfer': (
@@ -230,6 +233,7 @@ def test_config_docstrings_show_a_command():
   for path in sources('configs'):
     if path.stem not in (
       '__init__',
+      'automatic',
       'beside',
       'common',
       'data',

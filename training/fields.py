@@ -34,7 +34,8 @@ def _check_together(config: Any) -> None:
   method = config.get('method') or {}
   warmup = method.get('warmup_teacher_temperature')
   last = method.get('teacher_temperature')
-  if method.get('warmup_teacher_epochs') and warmup and last and warmup > last:
+  rises = method.get('warmup_teacher_epochs') != 0  # None: chosen later
+  if rises and warmup and last and warmup > last:
     raise ValueError(
       f'config.method.warmup_teacher_temperature={warmup} must not be above '
       f'config.method.teacher_temperature={last}, to which it rises; or set '

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 
 from training import (
@@ -13,6 +14,7 @@ from training import (
   lock,
   metrics,
   nonfinite,
+  recipe,
   screen,
   signals,
   watchdog,
@@ -93,6 +95,7 @@ def train(
     )
     cleanup.callback(reporter.close)
     reporter.say(f'{_where(start, total, workdir)}\n{run.overview()}')
+    _warn_of_length(run, total)
     draw = Drawing(workdir, reporter, figures, figure_batch, run.mesh)
     evaluation = Evaluation(config, reporter, evaluators, draw, leave, guard)
     history = meta['pending']
@@ -129,6 +132,15 @@ def train(
     if stopping:
       raise signals.Stopped(_why(stop.received, workdir, saved))
     return _finish(workdir, reporter, time.time() - began, total)
+
+
+def _warn_of_length(run: Run, total: int) -> None:
+  """Logs warm-ups and the like that are longer than the run."""
+  if jax.process_index() == 0:
+    for line in recipe.warnings_of_length(
+      run.config, steps_per_epoch=run.data.steps_per_epoch, total=total
+    ):
+      logging.warning(line)
 
 
 def _where_it_stands(run, workdir, saved, data):

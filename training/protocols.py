@@ -45,9 +45,11 @@ class Data(Protocol):
 
   Attributes:
     spec: what `batch` returns, as `jax.ShapeDtypeStruct`s with shardings.
+    steps_per_epoch: whole batches in an epoch.
   """
 
   spec: Any
+  steps_per_epoch: int
 
   def batch(self, step: int) -> Any:
     """A pytree of device arrays for one step."""

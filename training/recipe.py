@@ -1,7 +1,7 @@
 """How a method's parameters are optimised, in the paper's terms."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from training import schedules
@@ -15,6 +15,17 @@ SCHEDULES = ('cosine', 'epochs', 'dino', 'moby', 'steps')
 # One tensor in the authors' code.
 QKV = r'(?<=/)(query|key|value)(?=/)'
 PATCH_EMBED = 'encoder/patch_embed/.*'
+# Fields that are counted in epochs, and what happens if they do not end.
+IN_EPOCHS = dict(
+  warmup_epochs=(
+    'the warm-up is cut to the run, and the learning rate only rises'
+  ),
+  warmup_teacher_epochs=(
+    "the teacher's temperature never reaches its last value"
+  ),
+  freeze_last_epochs="the head's last layer never learns",
+)
+FIT = 0.1  # of a run, that a warm-up should take at most
 # Parameters that papers mean by "biases and norms": our vectors, by name.
 VECTORS = r'(.*/)?(bias|scale)'
 
@@ -112,6 +123,48 @@ def make_recipe(
     exclude=_excluded(optim),
     clip=clip,
   )
+
+
+def warnings_of_length(
+  config: Mapping[str, Any], *, steps_per_epoch: int, total: int
+) -> list[str]:
+  """Fields in epochs that do not fit into a run, in words.
+
+  Args:
+    config: of a run; every field that `IN_EPOCHS` names is looked at, wherever
+      it stands.
+    steps_per_epoch: length of an epoch.
+    total: length of the run in steps.
+
+  Returns:
+    One line per field that lasts to the end of the run, or longer.
+  """
+  out = []
+  for name, epochs in _named(config):
+    effect = IN_EPOCHS[name.rpartition('.')[2]]
+    steps = epochs * steps_per_epoch if epochs else 0
+    if steps and steps >= total:
+      fit = FIT * total / steps_per_epoch
+      out.append(
+        f'config.{name}={epochs:g} epochs are {steps:g} steps '
+        f'({steps_per_epoch} per epoch), and the run has {total}: {effect}; '
+        f'set config.{name} to at most {_round(fit, type(epochs))}, or train '
+        'for longer (config.steps, config.epochs)'
+      )
+  return out
+
+
+def _named(config: Any, above: str = '') -> Iterator[tuple[str, Any]]:
+  """Fields of `IN_EPOCHS`, by name with dots."""
+  for key, value in config.items():
+    if isinstance(value, Mapping) or hasattr(value, 'items'):
+      yield from _named(value, f'{above}{key}.')
+    elif key in IN_EPOCHS:
+      yield above + key, value
+
+
+def _round(value: float, kind: type) -> str:
+  return str(int(value)) if kind is int else f'{value:.2g}'
 
 
 def _excluded(optim: Mapping[str, Any]) -> str:

@@ -83,21 +83,15 @@ def _read_params(path: epath.Path, which: str) -> dict[str, np.ndarray]:
   }
 
 
-def matching(
+def check_fits(
   found: Mapping[str, np.ndarray], params: Any, *, what: str
-) -> dict[str, np.ndarray]:
-  """What of a run's parameters another method can start from.
-
-  The encoder must fit as a whole; heads, decoders and a mask token are taken
-  where name and shape agree, and what is not taken is reported.
+) -> None:
+  """Raises where a method cannot start from another run's encoder.
 
   Args:
     found: {parameter path: array} of the other run.
     params: the parameters of this method, or their shapes.
     what: names the other run in messages.
-
-  Returns:
-    {parameter path: array}, a part of `found`.
 
   Raises:
     CheckpointError: another encoder; lists missing, unexpected and mis-shaped
@@ -118,6 +112,29 @@ def matching(
     for name, leaf in encoder(found).items()
   }
   check_same_leaves(encoder(wanted), records, what=what)
+
+
+def matching(
+  found: Mapping[str, np.ndarray], params: Any, *, what: str
+) -> dict[str, np.ndarray]:
+  """What of a run's parameters another method can start from.
+
+  The encoder must fit as a whole; heads, decoders and a mask token are taken
+  where name and shape agree, and what is not taken is logged.
+
+  Args:
+    found: {parameter path: array} of the other run.
+    params: the parameters of this method, or their shapes.
+    what: names the other run in messages.
+
+  Returns:
+    {parameter path: array}, a part of `found`.
+
+  Raises:
+    CheckpointError: see `check_fits`.
+  """
+  check_fits(found, params, what=what)
+  wanted = named_leaves(params)
   taken = {
     name: leaf
     for name, leaf in found.items()

@@ -139,6 +139,7 @@ FREE = (
   'encoder.biases',
   'fewshot.list',
   'method.view',  # of a masked branch
+  'paper',  # JSON; see `configs.automatic`
   'method.teachers.*.checkpoint',
   'optim.exclude',
 )

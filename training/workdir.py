@@ -28,6 +28,9 @@ FREE = {
   'keep_checkpoints': 'how many checkpoints stay',
   'check_images': 'read by check_data alone',
   'knn': 'measures the encoder and leaves it as it is',
+  'chunks': 'what memory a step takes',
+  'remat': 'what memory a step takes',
+  'encoder.remat': 'what memory a step takes',
   'data.workers': 'threads that decode; the order of images is kept',
   'data.max_unreadable': 'when to stop because of unreadable images',
 }

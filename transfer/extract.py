@@ -25,6 +25,9 @@ class Extractor:
     channels: of the images, where a source leaves it open.
     crop: see `input_pipeline.arrays.fit`.
     resample: likewise.
+
+  Attributes:
+    batch_size: images per call.
   """
 
   def __init__(
@@ -38,8 +41,8 @@ class Extractor:
     crop: float = 1.0,
     resample: str = 'bilinear',
   ):
-    self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    self._rows = LocalRows(self._batch_size, sharding.over_batch(mesh))
+    self.batch_size = -(-batch_size // mesh.size) * mesh.size
+    self._rows = LocalRows(self.batch_size, sharding.over_batch(mesh))
     self._images = dict(
       size=size, channels=channels, crop=crop, resample=resample
     )
@@ -58,7 +61,7 @@ class Extractor:
     """
     return eval_batches(
       source,
-      self._batch_size,
+      self.batch_size,
       indices=indices,
       rows=self._rows.rows,
       **self._images,

@@ -1,6 +1,5 @@
 """What jobs on a frozen encoder share: opening it, its data and the workdir."""
 
-import contextlib
 import dataclasses
 import sys
 import time
@@ -18,13 +17,13 @@ from input_pipeline.progress import progress_bar
 from input_pipeline.source import Source, check_classes
 from input_pipeline.views import View
 from models.patches import check_divisible
-from training import distributed, lock, loop, sharding
+from training import distributed, lock, sharding
 from training import workdir as workdirs
 from training.metrics import write_json
-from training.protocols import Evaluator
-from training.step import Run
 from transfer.backbone import Backbone, fresh_backbone, load_backbone
 from transfer.extract import Extractor
+
+ENCODED = 256  # images at a time, where the batch is one of training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,11 +65,13 @@ class Job:
 
   def extractor_of(self, encode: Callable[[Any, jax.Array], Any]) -> Extractor:
     """An `Extractor` of images that are cut as the config says."""
-    data = self.config.data
+    data, batch = self.config.data, self.config.batch_size
+    if 'views' in self.config:  # a batch of training, up to 16384 images
+      batch = min(batch, ENCODED)
     return Extractor(
       encode,
       mesh=self.mesh,
-      batch_size=self.config.batch_size,
+      batch_size=batch,
       size=data.image_size,
       channels=self.backbone.encoder.in_channels,
       crop=data.eval_crop,
@@ -222,50 +223,6 @@ def open_job(config: Any, workdir: epath.PathLike, **fields: Any) -> Job:
     train=train,
     test=test,
   )
-
-
-def train_job(
-  job: Job,
-  config: Any,
-  method: Any,
-  data: Any,
-  evaluator: Evaluator,
-  *,
-  total: int,
-  initial: Mapping[str, Any] | None,
-) -> dict[str, float]:
-  """Trains and measures what a job adds to an encoder; the loop's summary.
-
-  Args:
-    job: the job.
-    config: as it is recorded.
-    method: what is trained.
-    data: its batches; closed at the end.
-    evaluator: measures it.
-    total: number of steps.
-    initial: {parameter path: array} of the encoder to begin with, or None.
-  """
-  run = Run(
-    config,
-    mesh=job.mesh,
-    method=method,
-    data=data,
-    initial=initial,
-    what=job.backbone.where,
-  )
-  with contextlib.closing(data):
-    summary = loop.train(
-      run,
-      job.workdir,
-      total=total,
-      evaluators=[evaluator],
-      data_fingerprint=feed.with_times(feed.fingerprint(job.train), job.train),
-    )
-  summary |= dict(checkpoint=job.backbone.where, which=job.backbone.which)
-  if workdirs.writable(job.workdir):
-    path = job.workdir / 'summary.json'
-    distributed.on_lead(lambda: write_json(path, summary))
-  return summary
 
 
 @lock.releasing()

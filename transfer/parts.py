@@ -39,17 +39,20 @@ class Parts:
   Attributes:
     folder: that of the files.
     count: how many parts there are.
+    per_part: how many images each but the last was made of.
   """
 
   def __init__(self, folder: epath.Path):
-    self.folder, self.count = folder, 0
+    self.folder, self.count, self.per_part = folder, 0, 0
 
-  def open(self, about: Mapping[str, Any]) -> None:
+  def open(self, about: Mapping[str, Any], *, per_part: int = 1) -> None:
     """Finds the parts that a job can go on after.
 
     Args:
       about: what the features are of, plain data. Parts of anything else, and
         those from the first damaged one on, are no longer counted.
+      per_part: images per part, where none is there yet; those that are there
+        keep their own.
     """
     path = self.folder / 'about.json'
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,13 +60,17 @@ class Parts:
       old = dict(json.loads(path.read_bytes())) if path.exists() else None
     except (ValueError, TypeError, RecursionError):
       old = {}
-    if old and fingerprint.same(str(old.get('images')), about['images']):
-      old['images'] = about['images']
-      if old == about:  # kept before all contents counted
-        write_json(path, about)
-    if old != about:
+    self.per_part = per_part
+    before = _compared(old)
+    if before and fingerprint.same(str(before.get('images')), about['images']):
+      before['images'] = about['images']  # kept before all contents counted
+    if old is not None and before == about:
+      self.per_part = old['per_part']
+      if old != (now := dict(about, per_part=self.per_part)):
+        write_json(path, now)
+    else:
       if old is not None:
-        changed = [k for k in about if old.get(k) != about[k]]
+        changed = [k for k in about if before.get(k) != about[k]]
         logging.warning(
           '%s: kept features are of other %s: starting over',
           self.folder,
@@ -72,7 +79,7 @@ class Parts:
       path.unlink(missing_ok=True)  # first: from now on nothing counts
       for part in self.folder.glob('*.npz'):
         part.unlink()
-      write_json(path, about)
+      write_json(path, dict(about, per_part=per_part))
     while self._whole(self._path(self.count)):
       self.count += 1
 
@@ -138,6 +145,16 @@ class Parts:
       self.folder.rmtree()
 
 
+def _compared(about: Mapping[str, Any] | None) -> dict[str, Any]:
+  """What features are of, without how many are made at a time."""
+  about = dict(about or {})
+  about.pop('per_part', None)
+  if isinstance(about.get('options'), dict):  # older ones have the batch too
+    about['options'] = dict(about['options'])
+    about['options'].pop('batch_size', None)
+  return about
+
+
 def _read(path: epath.Path) -> tuple[np.ndarray, np.ndarray]:
   # From memory: zip files are read back to front, slow in object stores.
   with np.load(io.BytesIO(path.read_bytes())) as file:
@@ -179,7 +196,8 @@ def keep_features(
     source: the images.
     folder: of the parts.
     what: names it on the progress bar.
-    per_part: images per part, rounded up to whole batches.
+    per_part: images per part, rounded up to whole batches; parts that are
+      there already keep their own.
     indices: which images, increasing; None for all.
     dtype: of the kept features.
     pick: (variables, Features) -> [b, d], what is kept; None for what
@@ -193,35 +211,39 @@ def keep_features(
     ValueError: features that are not finite, or too large for `dtype`.
   """
   indices = np.arange(len(source)) if indices is None else np.asarray(indices)
-  # As the extractor does: batches are the same whether a job was stopped.
-  batch = -(-job.config.batch_size // job.mesh.size) * job.mesh.size
-  per_part = -(-per_part // batch) * batch
-  parts = Parts(folder)
+  parts, extractor = Parts(folder), job.extractor(pick or pooled(job))
+  per_part = -(-per_part // extractor.batch_size) * extractor.batch_size
 
   def begin():
     chosen = job.config.features.to_dict() if pick is None else dict(options)
     about = _about(job, source, indices, chosen)
-    parts.open(about | dict(dtype=dtype, per_part=per_part))
-    return parts.count
+    parts.open(about | dict(dtype=dtype), per_part=per_part)
+    return parts.count, parts.per_part
 
-  done = parts.count = distributed.on_lead(begin)
-  seen = min(done * per_part, len(indices))
-  if done and jax.process_index() == 0:
+  parts.count, parts.per_part = distributed.on_lead(begin)
+  seen = min(parts.count * parts.per_part, len(indices))
+  if parts.count and jax.process_index() == 0:
     print(f'{what}: {seen:,} images are done already', file=sys.stderr)
   if seen == len(indices):
     return parts
-  extractor = job.extractor(pick or pooled(job))
+  ends = [*range(seen + parts.per_part, len(indices), parts.per_part)]
+  ends.append(len(indices))
   waiting = []
   with contextlib.closing(
     features(job, extractor, source, what=what, indices=indices[seen:])
   ) as found:
     for values, rows in found:
-      waiting.append((rows['index'], _cast(values, dtype)))
-      seen = min(seen + batch, len(indices))
-      if seen % per_part == 0 or seen == len(indices):
+      seen = min(seen + extractor.batch_size, len(indices))
+      begun, index, values = 0, rows['index'], _cast(values, dtype)
+      while ends and seen >= ends[0]:  # parts end where batches may not
+        last = indices[ends[0] - 1]
+        end = int(np.searchsorted(index, last, side='right'))
+        ends.pop(0)
+        waiting.append((index[begun:end], values[begun:end]))
         part = [np.concatenate(x) for x in zip(*waiting, strict=True)]
         distributed.on_lead(lambda part=part: parts.add(*part))
-        waiting = []
+        waiting, begun = [], end
+      waiting.append((index[begun:], values[begun:]))
   parts.count = distributed.on_lead(lambda: parts.count)
   return parts
 
@@ -253,7 +275,6 @@ def _about(
       image_size=data.image_size,
       eval_crop=data.eval_crop,
       eval_resample=data.eval_resample,
-      batch_size=job.config.batch_size,
     ),
   )
 

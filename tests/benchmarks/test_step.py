@@ -67,7 +67,7 @@ def vit_products(*, tokens, width, depth, patch, channels=3):
 
 def test_flops_agree_with_a_count_by_hand():
   """Student and its gradient are three passes, the teacher is a fourth."""
-  config = moco_v3.get_config('vit_ti8,arrays')
+  config = moco_v3.get_config('vit_ti8,arrays,paper')
   config.batch_size, config.dtype = 4, 'float32'
   config.data.image_size = 64
   config.method.update(hidden=256, out=64)

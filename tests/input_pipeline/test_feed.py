@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.data import folder
-from input_pipeline import feed, mode
+from input_pipeline import feed, machine, mode
 from input_pipeline.arrays import Arrays
 from input_pipeline.folder import from_folder
 from input_pipeline.in_memory import SizesDiffer
@@ -90,7 +90,7 @@ def test_images_that_do_not_fit_are_streamed(monkeypatch):
 
 
 def test_room_on_cpus_is_shared_by_their_devices():
-  total = mode.os.sysconf('SC_PAGE_SIZE') * mode.os.sysconf('SC_PHYS_PAGES')
+  total = machine.host_memory()
   shared = mode.SHARE * total / jax.local_device_count()
   assert mode.device_room() == pytest.approx(shared, abs=1)
 

@@ -14,7 +14,7 @@ from training.recipe import Recipe
 
 def flops(encoder, words, config_file=moco_v3, probed=False):
   """Of loss and gradients at 224 px, batch 2; with an online probe or not."""
-  config = config_file.get_config(f'{encoder},arrays{words}')
+  config = config_file.get_config(f'{encoder},arrays,paper{words}')
   method = make_method(
     make_encoder(encoder),
     config.method.to_dict(),

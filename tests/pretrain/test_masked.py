@@ -276,7 +276,7 @@ def test_fused_levels_predict_patches_of_the_shallowest(encoder):
   ],
 )
 def test_the_decoder_of_all_sizes_is_that_of_the_authors(word, size):
-  config = config_of_mae.get_config(f'{word},arrays')
+  config = config_of_mae.get_config(f'{word},arrays,paper')
   method = from_config(config, channels=3, steps_per_epoch=1, total=1)
   view = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
   params, _ = jax.eval_shape(method.init, jax.random.key(0), dict(view1=view))

@@ -56,7 +56,9 @@ def build(name):
   """(the method, its config) with the sizes and rates of the record."""
   shape, c = RECORD.shape, RECORD.numbers(name)
   module, words, changes = CASES[name]
-  config = module.get_config(','.join(['vit_mini4', 'arrays', *words.split()]))
+  config = module.get_config(
+    ','.join(['vit_mini4', 'arrays', 'paper', *words.split()])
+  )
   config.method.update(changes.get('method', {}))
   config.optim = changes.get('optim', config.optim)
   config.update(dict(batch_size=shape['batch'], dtype='float32'))

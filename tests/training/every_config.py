@@ -9,7 +9,16 @@ from configs import common
 from configs.data import DATA
 
 CONFIGS = pathlib.Path(common.__file__).parent
-SHARED = ('__init__', 'beside', 'common', 'data', 'optim', 'views', 'words')
+SHARED = (
+  '__init__',
+  'automatic',
+  'beside',
+  'common',
+  'data',
+  'optim',
+  'views',
+  'words',
+)
 FILES = sorted(
   path.stem for path in CONFIGS.glob('*.py') if path.stem not in SHARED
 )

@@ -78,6 +78,10 @@ class Memory:
   mesh: Any
   poison: tuple[int, ...] = ()
 
+  @property
+  def steps_per_epoch(self):
+    return len(self.images) // self.batch_size
+
   def indices(self, step):
     return order.batch_indices(
       step, size=len(self.images), batch_size=self.batch_size, seed=0

@@ -20,7 +20,7 @@ from training import command_line, describe, field_comments, words
 from training.ranges import leaves, pattern
 
 ROOT = pathlib.Path(main.__file__).parent
-MOCO = f'--config={ROOT}/configs/moco_v3.py:repre'
+MOCO = f'--config={ROOT}/configs/moco_v3.py:repre,paper'
 WORKDIR = '--workdir=none'
 GROUP = re.compile(r'=\w+\.\w+\(\),')  # weights=common.weights(),
 FIELD = re.compile(r'\s*(\w+=.*,|\w+=)\s*#')

@@ -5,7 +5,7 @@ import pytest
 
 from configs import optim as optims
 from training.optim import NEVER, Clip, assign
-from training.recipe import make_recipe
+from training.recipe import make_recipe, warnings_of_length
 
 PARAMS = {
   'encoder': {
@@ -113,3 +113,23 @@ def test_clipping():
     isinstance(rule.clip, Clip)
     for rule in by_path(recipe(clip=5.0, exclude_vectors=True).rules()).values()
   )
+
+
+def test_what_is_longer_than_the_run_is_named():
+  config = ml_collections.ConfigDict(
+    dict(
+      optim=dict(warmup_epochs=40.0, warmup_lr=0.0),
+      method=dict(warmup_teacher_epochs=3, freeze_last_epochs=1),
+    )
+  )
+  lines = warnings_of_length(config, steps_per_epoch=12, total=100)
+  (line,) = lines
+  assert 'config.optim.warmup_epochs=40 epochs are 480 steps' in line
+  assert 'the run has 100' in line and 'at most 0.83' in line
+  config.optim.warmup_epochs = 0.5
+  assert not warnings_of_length(config, steps_per_epoch=12, total=100)
+  lines = warnings_of_length(config, steps_per_epoch=12, total=10)
+  assert [line.split('=')[0] for line in lines] == [
+    'config.method.freeze_last_epochs',
+    'config.method.warmup_teacher_epochs',
+  ]

@@ -37,7 +37,7 @@ STEPS = 3
 
 def config_with(checkpoint=None, **fields):
   """A config whose first teacher is there."""
-  config = mr_mae.get_config('vit_mini4,arrays')
+  config = mr_mae.get_config('vit_mini4,arrays,paper')
   config.dtype = 'float32'
   first = config.method.teachers.first
   first.checkpoint = checkpoint and str(checkpoint)

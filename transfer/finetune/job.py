@@ -1,18 +1,20 @@
 """The job `finetune`: encoder and classifier, from a run or from scratch."""
 
+import dataclasses
 from typing import Any
 
 import ml_collections
 from etils import epath
 
-from training import lock, loop, screen, sharding
+from training import lock, screen
 from training.fields import check_fields
 from training.recipe import make_recipe
 from transfer.accuracy import Accuracy, classify
 from transfer.finetune.classifier import Classifier
 from transfer.finetune.views import make_augment
-from transfer.job import Job, need_labels, need_measuring, open_job, train_job
+from transfer.job import Job, need_labels, need_measuring, open_job
 from transfer.probe.heads import VIEW
+from transfer.train_job import check_run, train_job, with_batch
 
 
 @lock.releasing()
@@ -35,10 +37,13 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
   _check(config)
   job = open_job(config, workdir, **_computing(config))
   need_labels(job)
-  sharding.check_batch(config.batch_size, job.mesh, config.chunks)
+  mixes = config.augment.mixup or config.augment.cutmix
+  config = with_batch(
+    config, len(job.train), job.mesh.size, unit=2 if mixes else 1
+  )
+  job = dataclasses.replace(job, config=config)
   config = _with_encoder(config, job)
-  data, how = job.feed(VIEW, repeats=config.augment.repeats)
-  total = loop.count_steps(config, data.steps_per_epoch)
+  per_epoch, total = check_run(job, config, len(job.train))
   classes = len(job.train.classes)
   method = Classifier(
     encoder=job.backbone.encoder,
@@ -46,7 +51,7 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     recipe=make_recipe(
       config.optim.to_dict(),
       batch_size=config.batch_size,
-      steps_per_epoch=data.steps_per_epoch,
+      steps_per_epoch=per_epoch,
       total=total,
     ),
     layer_decay=config.layer_decay,
@@ -59,6 +64,7 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
     average=config.average,
     chunks=config.chunks,
   )
+  data, how = job.feed(VIEW, repeats=config.augment.repeats)
   screen.note(how)
   headline = 'average' if config.average else 'last'
   extractor = job.extractor_of(classify(method))

@@ -1,22 +1,23 @@
 """The job `linear_probe`: from a config to the accuracies of all probes."""
 
+import dataclasses
 import time
 from typing import Any
 
 from etils import epath
 
-from training import distributed, lock, loop, screen, sharding
-from training.checkpoint import Checkpoints
+from training import distributed, lock, loop, screen
 from training.fields import check_fields
 from training.metrics import write_json
 from training.recipe import make_recipe
 from training.schedules import constant
-from training.workdir import check_config, writable
+from training.workdir import writable
 from transfer.accuracy import Accuracy, classify
-from transfer.job import Job, need_labels, need_measuring, open_job, train_job
+from transfer.job import Job, need_labels, need_measuring, open_job
 from transfer.probe.cached import CachedExtractor
 from transfer.probe.heads import VIEW, LinearProbes, Probe
 from transfer.probe.kept import kept_data
+from transfer.train_job import check_run, train_job, with_batch
 
 
 @lock.releasing()
@@ -39,9 +40,10 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   check_fields(config)
   job = open_job(config, workdir)
   need_labels(job)
-  if Checkpoints(job.workdir).steps():  # told before features are computed
-    check_config(job.workdir, config)
-  sharding.check_batch(config.batch_size, job.mesh, config.chunks)
+  config = with_batch(config, len(job.train), job.mesh.size)
+  job = dataclasses.replace(job, config=config)
+  per_epoch, total = check_run(job, config, len(job.train))
+  _schedule(config, per_epoch, total)  # unknown words, before features are made
   fields = dict(
     encoder=_encoder(job),
     probes=_probes(config.probe, job.backbone.encoder),
@@ -60,8 +62,10 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
     data, test, how = kept_data(job, reader)
   else:
     data, how = job.feed(VIEW)
-  total = loop.count_steps(config, data.steps_per_epoch)
-  method = LinearProbes(**fields, schedule=_schedule(config, data, total))
+  per_epoch = data.steps_per_epoch
+  total = loop.count_steps(config, per_epoch)
+  schedule = _schedule(config, per_epoch, total)
+  method = LinearProbes(**fields, schedule=schedule)
   if config.probe.cached:
     extractor = CachedExtractor(
       *test, classify(method), mesh=job.mesh, batch_size=config.batch_size
@@ -103,12 +107,12 @@ def _encoder(job: Job) -> Any:
   return job.backbone.encoder.clone(drop_path=rate)
 
 
-def _schedule(config: Any, data: Any, total: int):
+def _schedule(config: Any, per_epoch: int, total: int):
   """Factor of the rates by step: batch over `per` at the top."""
   recipe = make_recipe(
     config.optim.to_dict() | dict(base_lr=1.0),
     batch_size=config.batch_size,
-    steps_per_epoch=data.steps_per_epoch,
+    steps_per_epoch=per_epoch,
     total=total,
   )
   return recipe.lr

@@ -59,9 +59,11 @@ def kept_data(
     for source, part in zip((job.train, job.test), parts, strict=True)
   )
   where = 'on the device' if resident else 'read from the host'
+  # Images that could not be read are missing from a batch of all.
+  readable, devices = len(train[1]), job.mesh.size
   data = (CachedFeatures if resident else StreamedFeatures)(
     *train,
-    batch_size=job.config.batch_size,
+    batch_size=min(job.config.batch_size, readable // devices * devices),
     seed=job.config.seed,
     mesh=job.mesh,
   )
