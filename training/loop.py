@@ -104,8 +104,7 @@ def train(
       guard.working(f'saving at step {step}')
       with reporter.paused():
         reporter.flush()  # a checkpoint vouches for the reports before it
-        seconds = time.time() - began
-        meta = dict(seconds=seconds, pending=_plain(history))
+        meta = dict(seconds=time.time() - began, pending=_plain(history))
         saved.save(state, step=step, meta=meta | dict(data=data_fingerprint))
 
     stop.begin()
