@@ -94,8 +94,7 @@ def train(
       workdir, start=start, total=total, batch_size=config.batch_size
     )
     cleanup.callback(reporter.close)
-    reporter.say(f'{_where(start, total, workdir)}\n{run.overview()}')
-    _warn_of_length(run, total)
+    _introduce(run, reporter, start, total, workdir)
     draw = Drawing(workdir, reporter, figures, figure_batch, run.mesh)
     evaluation = Evaluation(config, reporter, evaluators, draw, leave, guard)
     history = meta['pending']
@@ -133,8 +132,9 @@ def train(
     return _finish(workdir, reporter, time.time() - began, total)
 
 
-def _warn_of_length(run: Run, total: int) -> None:
-  """Logs warm-ups and the like that are longer than the run."""
+def _introduce(run, reporter, start, total, workdir) -> None:
+  """Says what begins, and warns of warm-ups that are longer than the run."""
+  reporter.say(f'{_where(start, total, workdir)}\n{run.overview()}')
   if jax.process_index() == 0:
     for line in recipe.warnings_of_length(
       run.config, steps_per_epoch=run.data.steps_per_epoch, total=total
