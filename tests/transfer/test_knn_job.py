@@ -126,7 +126,10 @@ def test_a_folder_of_files_one_of_them_broken(monkeypatch, tmp_path):
     (['--config.neighbors.k=(0,)'], 'config.neighbors.k=(0,) must be at le'),
     (['--config.neighbors.temperature=0.0'], 'temperature=0.0 must be above 0'),
     (['--config.data.test_split='], 'knn needs test images: set config.data'),
-    (['--config.features.pooling=max'], "unknown config.features.pooling 'max'"),
+    (
+      ['--config.features.pooling=max'],
+      "unknown config.features.pooling 'max'",
+    ),
     (['--config.features.blocks=3'], 'blocks=3 must be within 1..2'),
     (['--config.checkpoint=/nowhere'], '/nowhere is neither a workdir nor'),
   ],
