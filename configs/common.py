@@ -40,15 +40,17 @@ def base() -> ml_collections.ConfigDict:
   """
   return ml_collections.ConfigDict(
     dict(
-      task='pretrain',
-      seed=0,
+      task='pretrain',  # the job, see main.TASKS
+      seed=0,  # of weights, order of images and augmentations
       batch_size=256,  # over all devices
-      epochs=100.0,
+      epochs=100.0,  # passes over the training images
       steps=config_dict.placeholder(int),  # wins over epochs
-      log_every=50,  # these three in steps
-      eval_every=1000,  # also before the first step; 0 never
-      checkpoint_every=1000,  # also at the end and on a signal
-      keep_checkpoints=3,
+      log_every=50,  # steps between reports
+      # Steps between evaluations, also before the first step; 0 never.
+      eval_every=1000,
+      # Steps between checkpoints, also at the end and on a signal; 0 never.
+      checkpoint_every=1000,
+      keep_checkpoints=3,  # of the newest
       init_from=config_dict.placeholder(str),  # workdir or file to start from
       checkpoint=config_dict.placeholder(str),  # downstream tasks: what to read
       resume='auto',  # 'force' continues a run with another config
@@ -57,16 +59,16 @@ def base() -> ml_collections.ConfigDict:
       chunks=1,  # parts of the batch that pass the encoder one by one
       check_images=2000,  # that check_data looks at; 0 for all
       nonfinite_limit=20,  # so many bad steps in a row stop the run
-      watchdog=600,  # seconds without a step until it says where; 0 never
+      watchdog=600,  # seconds without a step until a report of where; 0 never
       hang_limit=0,  # seconds without a step until it exits; 0 never
       weights=weights(),
       online_probe_lr=0.0,  # above 0: a linear probe learns beside (1e-2)
       knn=dict(
-        k=20,
-        temperature=0.07,
-        batch_size=256,
-        bank_images=50_000,
-        which='student',
+        k=20,  # neighbours
+        temperature=0.07,  # of their votes
+        batch_size=256,  # images encoded at once
+        bank_images=50_000,  # at most, of the training images
+        which='student',  # or 'teacher'
       ),
     )
   )

@@ -3,6 +3,7 @@
 They need no workdir, read no data and import neither JAX nor TensorFlow.
 """
 
+import json
 import pathlib
 import shlex
 import sys
@@ -208,15 +209,20 @@ def config_lines(argv: Sequence[str]) -> Iterator[str]:
   """The resolved config, a line for each field.
 
   Every line is an option of the command line in the shell's notation, with the
-  meaning of the field behind it; a field that is not set is commented out.
+  meaning of the field behind it; a field that is not set is commented out, with
+  the paper's number where the first start chooses one.
   """
   config = command_line.read(argv)
+  left_open = json.loads(config.get('paper') or '{}').get('open', {})
   file = command_line.config_option(argv).value.partition(':')[0]
   yield f'# {command_line.config_option(argv).written}'
   for name, value in sorted(leaves(config), key=_order):
     text = comment(name, config, pathlib.Path(file))
     if value is None:
-      yield f'# --config.{name} (not set){f": {text}" if text else ""}'
+      state = 'not set'
+      if name in left_open:
+        state = f'chosen at the first start; in the paper {left_open[name]}'
+      yield f'# --config.{name} ({state}){f": {text}" if text else ""}'
     else:
       option = shlex.quote(f'--config.{name}={value}')
       yield f'{option}  # {text}' if text else option

@@ -209,7 +209,9 @@ def _next(config: Any, summary: Summary, workdir: epath.Path) -> list[str]:
   """The command that usually follows, in lines to be copied."""
   task = config.task
   if task == 'check_data':
-    words = [w for w in sys.argv[1:] if not w.startswith('--config.task')]
+    other = ('--config.task', '--workdir')
+    words = [word for word in sys.argv[1:] if not word.startswith(other)]
+    words.append(f'--workdir={workdir.with_name(f"{workdir.name}_run")}')
     return ['next, to train on them:', *_command(words)]
   if task == 'embed':
     return [

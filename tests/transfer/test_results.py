@@ -86,7 +86,12 @@ def test_results_files_and_the_next_command(task, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(
     'sys.argv',
-    ['main.py', '--config=configs/mae.py:folder', '--config.task=check_data'],
+    [
+      'main.py',
+      '--config=configs/mae.py:folder',
+      '--config.task=check_data',
+      '--workdir=w',
+    ],
   )
   folder = tmp_path / 'w'
   folder.mkdir()
@@ -109,6 +114,7 @@ def test_results_files_and_the_next_command(task, tmp_path, monkeypatch):
   assert max(map(len, text.splitlines())) <= 100 + len(results.sys.executable)
   if task == 'check_data':
     assert 'check_data' not in text and 'configs/mae.py:folder' in text
+    assert '--workdir=w_run' in text and '--workdir=w ' not in text
   if task == 'pretrain':
     assert (
       'weights of the losses: contrast 0.63 (optimum 0.625), pixels 39.5 '
