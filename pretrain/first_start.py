@@ -5,7 +5,6 @@ config.json has by then is taken from there, however the data or the device have
 changed since. Only `chunks` are chosen again where the old ones do not fit.
 """
 
-import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -17,12 +16,15 @@ from jax.sharding import Mesh
 
 from input_pipeline import order
 from input_pipeline.source import Source
+from pretrain.changed_defaults import as_begun
 from pretrain.estimate import cost_of, device_of, init_shapes, view_sizes
 from pretrain.methods import CONTRASTIVE, from_config
 from pretrain.out_of_memory import advice, remat_field
 from pretrain.sizing import Choice, Device, choose, gib, refitted
 from training import distributed, loop, screen, sharding, storage
 from training.checkpoint import Checkpoints
+from training.fields import get_field, set_field
+from training.ranges import leaves
 from training.warm_start import check_fits
 from training.workdir import check_config, is_free
 
@@ -55,7 +57,7 @@ def settled(
     ValueError, WorkdirError, CheckpointError: see `check`.
   """
   config, words = _settle(
-    config, workdir, *sources, channels=channels, mesh=mesh
+    as_begun(config, workdir), workdir, *sources, channels=channels, mesh=mesh
   )
   check(
     config,
@@ -91,7 +93,7 @@ def _settle(
   with config.unlocked():
     del config.paper
   names = [*paper['open'], *(() if config.epochs is not None else ('steps',))]
-  opened = [name for name in names if _get(config, name) is None]
+  opened = [name for name in names if get_field(config, name) is None]
   old = _recorded(workdir, config, opened, paper['fitted'])
   if len(train) < 2 and config.method.name in CONTRASTIVE:
     raise ValueError(
@@ -103,7 +105,7 @@ def _settle(
   cost = cost_of(_tried(config, paper['open'], device), channels=channels)
   labelled = train.labels is not None and test is not None
   labelled = labelled and test.labels is not None
-  given = {name: _get(config, name) for name in [*paper['open'], 'steps']}
+  given = {name: get_field(config, name) for name in [*paper['open'], 'steps']}
   given |= {name: old[name] for name in opened if name in old}
   if 'chunks' in opened and given['chunks'] and given['batch_size']:
     given['chunks'] = refitted(
@@ -122,11 +124,15 @@ def _settle(
   )
   with config.unlocked():
     for name, value in values.items():
-      _set(config, name, old.get(name) if name == 'steps' and old else value)
+      set_field(
+        config, name, old.get(name) if name == 'steps' and old else value
+      )
     for name, (theirs, ours) in paper['fitted'].items():
       # A run that began before sizes were fitted keeps the paper's.
-      if _plain(_get(config, name)) == ours and old.get(name) == theirs:
-        _set(config, name, tuple(theirs) if type(theirs) is list else theirs)
+      if _plain(get_field(config, name)) == ours and old.get(name) == theirs:
+        set_field(
+          config, name, tuple(theirs) if type(theirs) is list else theirs
+        )
   return config, _words(config, choice, len(train), device, old)
 
 
@@ -202,8 +208,8 @@ def _tried(config: Any, paper: Mapping[str, Any], device: Device) -> Any:
   config = ml_collections.ConfigDict(config.copy_and_resolve_references())
   with config.unlocked():
     for name, value in paper.items():
-      if _get(config, name) is None:
-        _set(config, name, value)
+      if get_field(config, name) is None:
+        set_field(config, name, value)
     config.batch_size, config.chunks = TRIED, 1
     if 'queue' in config.method:  # it is checked with the real batch
       config.method.queue = 2 * TRIED
@@ -220,7 +226,7 @@ def _recorded(
   def read():
     path = storage.resolve(workdir) / 'config.json'
     try:
-      return _flat(json.loads(path.read_text()))
+      return dict(leaves(json.loads(path.read_text())))
     except (OSError, ValueError, AttributeError):
       return {}  # `workdir.check_config` tells
 
@@ -228,7 +234,7 @@ def _recorded(
   if not old or Checkpoints(workdir).steps():
     return old
   # Stopped before it saved anything: the same command, or another run?
-  now = _flat(json.loads(config.to_json_best_effort()))
+  now = dict(leaves(json.loads(config.to_json_best_effort())))
   free = {*opened, *fitted, 'steps', 'epochs'}
   same = all(
     old.get(name) == now.get(name) or is_free(name)
@@ -274,29 +280,6 @@ def _time(seconds: float) -> str:
   if seconds < 2 * 3600:
     return f'{seconds / 60:.0f} min'
   return f'{seconds / 3600:.1f} h'
-
-
-def _get(config: Any, name: str) -> Any:
-  """The value of a field whose name has dots; None if it is not there."""
-  for part in name.split('.'):
-    config = config.get(part) if config is not None else None
-  return config
-
-
-def _set(config: Any, name: str, value: Any) -> None:
-  *path, last = name.split('.')
-  functools.reduce(lambda part, key: part[key], path, config)[last] = value
-
-
-def _flat(tree: Any, above: str = '') -> dict[str, Any]:
-  """Values by name with dots."""
-  out = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      out |= _flat(value, f'{above}{key}.')
-    else:
-      out[above + key] = value
-  return out
 
 
 def _plain(value: Any) -> Any:

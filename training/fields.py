@@ -1,5 +1,6 @@
 """Checks of a config before data are read, and where a config has teachers."""
 
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -71,3 +72,16 @@ def teachers_in(method: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     if fields.get('teachers'):
       return f'config.method.{place}teachers', fields['teachers']
   return '', {}
+
+
+def get_field(config: Any, name: str) -> Any:
+  """The value of a field whose name has dots; None if it is not there."""
+  for part in name.split('.'):
+    config = config.get(part) if config is not None else None
+  return config
+
+
+def set_field(config: Any, name: str, value: Any) -> None:
+  """Sets a field whose name has dots."""
+  *path, last = name.split('.')
+  functools.reduce(lambda part, key: part[key], path, config)[last] = value

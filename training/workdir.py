@@ -14,6 +14,7 @@ from input_pipeline import fingerprint
 from training import distributed, failures, lock, screen, storage
 from training.environment import environment
 from training.metrics import write_json
+from training.ranges import leaves
 
 # Fields that may differ when a run continues, and the reason why. None of them
 # changes a parameter that is trained; config.json then holds the new values.
@@ -220,8 +221,8 @@ def _check_config(workdir: epath.Path, config: Any) -> None:
       f'{path} is not readable JSON ({error}); restore it, or move it away to '
       'continue with the config of this command'
     ) from error
-  old = _flat(old)
-  new = _flat(_plain(config))
+  old = dict(leaves(old))
+  new = dict(leaves(_plain(config)))
   old = ADDED | old
   differ = [
     name
@@ -289,12 +290,3 @@ def check_data(
       "choose another --workdir, or continue with --config.resume='force'"
     )
   logging.warning('%s: continued with the data of now', told)
-
-
-def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
-  if not isinstance(tree, dict):
-    return {prefix: tree}
-  out = {}
-  for key, value in tree.items():
-    out |= _flat(value, f'{prefix}.{key}' if prefix else key)
-  return out
