@@ -110,6 +110,7 @@ def automatic(get_config: GetConfig) -> GetConfig:
       *path, last = name.split('.')
       part = functools.reduce(lambda part, key: part[key], path, config)
       part[last] = config_dict.placeholder(type(value))
+    # The paper's numbers for fields that the first start chooses, as JSON.
     config.paper = json.dumps(dict(open=left, fitted=fitted))
     return config
 

@@ -48,14 +48,15 @@ def add(
   """Adds the branches that the words ask for.
 
   Args:
-    config: gets `method.masked`: None, or the fields of MAE, LocalMIM or MR-MAE
-      and how they join the method.
-    words: of `common.parse`, with the flags that are keys of WORDS.
+    config: gets `method.repre`, see `repre`, and `method.masked`: None, or the
+      fields of MAE, LocalMIM or MR-MAE and how they join the method.
+    words: of `common.parse`, with the flags REPRE and the keys of WORDS.
 
   Raises:
-    ValueError: several of them.
+    ValueError: several masked branches.
   """
-  config.method.masked = None
+  config.method.repre = repre(words)  # RePre's branch; None: none
+  config.method.masked = None  # a masked branch's fields; None: none
   asked = [word for word in WORDS if words[word]]
   if len(asked) > 1:
     raise ValueError(f'several words for masked branches: {", ".join(asked)}')
@@ -64,8 +65,8 @@ def add(
       WORDS[word](words),
       weighting='balanced',  # or 'fixed'
       weighting_window=10,  # steps of the mean, where weighting='balanced'
-      weight=1.0,  # where weighting='fixed', as the next
-      contrast_weight=1.0,
+      weight=1.0,  # of the masked loss, where weighting='fixed'
+      contrast_weight=1.0,  # of the method's loss, where weighting='fixed'
       view='view1',  # which is masked
     )
     common.whole_cells(config, words.encoder)

@@ -41,7 +41,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     out=256,
     momentum=0.99,
     frozen_patch_embed=True,
-    repre=beside.repre(words),
   )
   config.optim = optim.adamw(base_lr=1e-4, decay=0.03, warmup_epochs=40.0)
   if words.lars:

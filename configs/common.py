@@ -112,7 +112,10 @@ def downstream(task: str, data: str, **fields) -> ml_collections.ConfigDict:
   config.task = task
   config.which = 'auto'  # or 'student', 'teacher'
   config.data = DATA[data]()
-  config.method, config.optim = dict(name=task), {}
+  config.method = dict(
+    name=task,  # the method (--list=methods); downstream the task
+  )
+  config.optim = {}
   config.update(fields)
   return config
 
@@ -125,12 +128,12 @@ def encoder(word: str, **fields) -> dict:
     **fields: what to change, of those that this encoder has.
   """
   out = dict(
-    name=word,
+    name=word,  # as in --list=encoders, a ViT with its patch size
     drop_path=0.0,
     remat=False,
     attention_impl='auto',
-    mean=config_dict.placeholder(tuple),  # of the images in [0, 1]; None:
-    std=config_dict.placeholder(tuple),  # ImageNet's, or 0.5 if not RGB
+    mean=config_dict.placeholder(tuple),
+    std=config_dict.placeholder(tuple),
   )
   if family(word) in VITS:
     out.update(pool='cls')

@@ -10,14 +10,14 @@ WHOLE = dict(eval_crop=1.0, eval_resample='bilinear')
 def _data(name: str, **fields) -> dict:
   return (
     dict(
-      name=name,
-      data_dir=config_dict.placeholder(str),
-      split='train',
-      test_split='test',
+      name=name,  # 'photos', 'arrays', 'folder', 'tfds' or 'cifar10'
+      data_dir=config_dict.placeholder(str),  # folder or file of the images
+      split='train',  # the part to train on
+      test_split='test',  # part to test on; '': none; 'auto': if there is one
       mode='auto',  # 'resident' on the device, 'stream' from the host
-      image_size=224,
+      image_size=224,  # side in px, of views and of evaluation images
       eval_crop=0.875,  # evaluation: 224 px are the centre of 256
-      eval_resample='bicubic',
+      eval_resample='bicubic',  # 'bicubic' or 'bilinear', of evaluation
       resident_size=config_dict.placeholder(int),  # None: as they are
       channels=config_dict.placeholder(int),  # None: the source's, or RGB
       workers=config_dict.placeholder(int),  # threads that decode; None: all
@@ -48,7 +48,10 @@ def cifar10() -> dict:
 
 def tfds() -> dict:
   """Any prepared TFDS data set with images, named by `tfds_name`."""
-  return _data('tfds', tfds_name=config_dict.placeholder(str))
+  return _data(
+    'tfds',
+    tfds_name=config_dict.placeholder(str),  # such as 'imagenette/160px'
+  )
 
 
 def imagenet2012() -> dict:

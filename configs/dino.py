@@ -57,7 +57,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     warmup_teacher_epochs=30,
     freeze_last_epochs=1,
     frozen_patch_embed=False,
-    repre=beside.repre(words),
   )
   config.optim = optim.adamw(
     base_lr=5e-4,

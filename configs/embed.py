@@ -39,5 +39,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   )
   config.data.test_split = ''
   if config.data.name == 'folder':
-    config.data.split = 'all'
+    config.data.split = 'all'  # the part whose features are written
   return config

@@ -41,7 +41,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Fields of the job; others are those of `configs/common.py`."""
   words = common.parse(arg, data='folder', flags=FORMATS)
   config = common.downstream('export', 'folder')
-  config.formats = tuple(n for n in FORMATS if words[n]) or ('timm',)
+  asked = tuple(name for name in FORMATS if words[name])
+  config.formats = asked or ('timm',)  # what to write, see --help
   # Side of the images in px; None: what the encoder was trained on.
   config.image_size = config_dict.placeholder(int)
   return config

@@ -45,8 +45,12 @@ RECIPES = ('mae', 'simmim', 'local_mim', 'mr_mae', 'deit', 'swin')
 def _recipe(config: ml_collections.ConfigDict, name: str) -> None:
   """Fills in what a paper says."""
   config.batch_size, config.epochs = 1024, 100.0
-  config.layer_decay, config.drop_path = 0.65, 0.1
-  config.head = dict(pool='fc_norm', std=2e-5)
+  config.layer_decay = 0.65  # a layer's rate over that of the next; 1: equal
+  config.drop_path = 0.1  # rate of stochastic depth in the last block
+  config.head = dict(
+    pool='fc_norm',  # 'auto': the encoder's; 'fc_norm': norm of patches' mean
+    std=2e-5,  # standard deviation of its kernel at the start
+  )
   shared = dict(decay=0.05, exclude_vectors=True)
   if name == 'mae':
     rates = dict(base_lr=5e-4, warmup_epochs=5.0, end_lr=1e-6)
@@ -85,21 +89,22 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config = common.downstream('finetune', words.data)
   _recipe(config, chosen[0])
   config.dtype = 'bfloat16'
-  config.decay_tables = False
+  config.decay_tables = False  # tables of relative positions decay too
   config.average = 0.0  # momentum of averaged weights; 0: none
-  config.remat, config.attention_impl = False, 'auto'
+  config.remat = False  # recompute blocks in the backward pass: less memory
+  config.attention_impl = 'auto'  # 'auto', 'einsum', 'xla' or 'cudnn'
   config.augment = dict(
     rand_magnitude=9.0,  # 0: no RandAugment
-    rand_ops=2,
-    rand_std=0.5,
-    rand_probability=0.5,
+    rand_ops=2,  # operations of RandAugment for each image
+    rand_std=0.5,  # standard deviation of its magnitude, within 0 to 10
+    rand_probability=0.5,  # probability of each operation
     rand_resample='bicubic',  # of its geometry; or 'bilinear', 'random'
     repeats=1,  # of an image in a row, each augmented by itself
-    erasing=0.25,
+    erasing=0.25,  # probability that noise replaces a box of an image
     mixup=0.8,
     cutmix=1.0,
     switch=0.5,
-    mix_probability=1.0,
+    mix_probability=1.0,  # probability that a batch is mixed at all
     smoothing=0.1,
   )
   if fresh:

@@ -29,7 +29,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       pooling='auto',  # the encoder's own; 'cls', 'mean', 'cls_mean'
     ),
     neighbors=dict(
-      k=(10, 20, 100, 200),
+      k=(10, 20, 100, 200),  # neighbours that vote; each is measured
       temperature=0.07,  # of the votes exp(cosine / temperature)
       raw_pixels=False,  # also without any encoder
     ),

@@ -46,14 +46,14 @@ def _protocol(config: ml_collections.ConfigDict, name: str) -> None:
   """Fills in what a paper says."""
   config.batch_size, config.epochs = 1024, 100.0
   config.probe = dict(
-    blocks=(1,),
-    pooling=('auto',),
+    blocks=(1,),  # how many of the last blocks to read; a probe for each
+    pooling=('auto',),  # 'auto', 'cls', 'mean' or 'cls_mean'; a probe for each
     lrs=(),  # per `optim.per` images; none: optim.base_lr
     batch_norm=False,
     init_std=0.01,
     smoothing=0.0,
-    drop_path=0.0,
-    cached=False,
+    drop_path=0.0,  # rate in the frozen encoder while the probe trains
+    cached=False,  # True: features are computed once, without crops
   )
   if name == 'moco_v3':
     config.epochs = 90.0

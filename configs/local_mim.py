@@ -106,7 +106,7 @@ def method(
   recipe = {} if recipe is None or words.data in common.SMALL else recipe
   return dict(
     name='local_mim',
-    levels=config_dict.placeholder(tuple),  # None: the paper's, see above
+    levels=config_dict.placeholder(tuple),
     scales=_scales(words.encoder),
     target='hog',  # or 'pixels'
     hog_bins=recipe.get('hog_bins', 9),

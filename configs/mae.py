@@ -89,11 +89,11 @@ def method(words: ml_collections.ConfigDict) -> dict:
   family, small = common.family(words.encoder), words.data in common.SMALL
   if words.get('fusion'):
     decoder = dict(
-      kind='fusion',
+      kind='fusion',  # 'fusion': RePre's decoder; 'blocks': MAE's
       width=common.DECODER_WIDTH[family],
       levels=4,  # 1: the deepest alone
       fusion='conv',  # or 'transformer'
-      fusion_layers=2,
+      fusion_layers=2,  # layers of each fusion block
     )
   else:
     decoder = dict(width=512, depth=8, num_heads=16)

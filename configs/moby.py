@@ -43,7 +43,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     temperature=0.2,
     momentum=0.99,
     frozen_patch_embed=False,
-    repre=beside.repre(words),
   )
   config.optim = optim.adamw(
     base_lr=1e-3,
@@ -59,6 +58,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   )
   config.method.update(common.small(config, words.data))
   if words.data == 'photos':
-    config.method.queue = 1024  # of 3570 images
+    # There are 3570 images.
+    config.method.queue = 1024
   beside.add(config, words)
   return config

@@ -45,7 +45,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     momentum=0.999,
     symmetric=True,
     frozen_patch_embed=True,
-    repre=beside.repre(words),
   )
   config.optim = optim.adamw(base_lr=1.5e-4, decay=0.1, warmup_epochs=40.0)
   if head := common.small(config, words.data):

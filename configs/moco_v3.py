@@ -40,7 +40,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     temperature=0.2,
     momentum=0.99,
     frozen_patch_embed=True,
-    repre=beside.repre(words),
   )
   config.optim = optim.adamw(base_lr=1.5e-4, decay=0.1, warmup_epochs=40.0)
   # Fewer negatives and short runs want smaller heads and a higher rate.

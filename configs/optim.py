@@ -54,7 +54,7 @@ def optim(
     exclude=exclude,
     schedule=schedule,
     milestones=milestones,
-    step_factor=0.1,
+    step_factor=0.1,  # of the rate at each milestone, for schedule 'steps'
     warmup_epochs=warmup_epochs,
     warmup_lr=warmup_lr,
     end_lr=end_lr,
@@ -67,13 +67,29 @@ def optim(
 
 def adamw(**fields) -> dict:
   """AdamW with PyTorch's numbers; see `optim`."""
-  return optim('adamw', **dict(b1=0.9, b2=0.999, eps=1e-8) | fields)
+  return optim(
+    'adamw',
+    **dict(
+      b1=0.9,  # decay rate of the mean of gradients
+      b2=0.999,  # decay rate of the mean of squared gradients
+      eps=1e-8,  # added to the denominator of the update
+    )
+    | fields,
+  )
 
 
 def lars(**fields) -> dict:
   """LARS as in MoCo v3's and BYOL's code; biases and scales do not adapt."""
-  ours = dict(momentum=0.9, trust=1e-3, classic=False, exclude_vectors=True)
-  return optim('lars', **ours | fields)
+  return optim(
+    'lars',
+    **dict(
+      momentum=0.9,  # share of the velocity that a step keeps
+      trust=1e-3,  # coefficient of the ratio |parameter| / |update|
+      classic=False,  # True: the rate is inside the velocity, as in SimCLR
+      exclude_vectors=True,
+    )
+    | fields,
+  )
 
 
 def sgd(**fields) -> dict:

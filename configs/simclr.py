@@ -49,7 +49,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     layers=3,
     temperature=0.1,
     frozen_patch_embed=True,
-    repre=beside.repre(words),
   )
   config.optim = optim.adamw(base_lr=2e-4, decay=0.1, warmup_epochs=40.0)
   if words.lars:

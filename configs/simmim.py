@@ -70,7 +70,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     per=512,
     decay=0.05,
     warmup_epochs=10.0,
-    schedule='moby',  # timm's, which the authors share
+    # timm's, which the authors share.
+    schedule='moby',
     warmup_lr=1e-6,
     end_lr=1e-5,
     scale_end_lr=True,

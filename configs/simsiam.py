@@ -40,7 +40,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     bottleneck=512,
     constant_predictor_lr=True,
     frozen_patch_embed=False,
-    repre=beside.repre(words),
   )
   config.optim = optim.adamw(base_lr=1e-4, decay=0.03, warmup_epochs=10.0)
   if head := common.small(config, words.data):

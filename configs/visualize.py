@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       'depth',
       'neighbors',
       'curves',
-    ),
+    ),  # which to draw; these are all there are
     format='png',  # or 'pdf', 'svg'; several with commas between
     class_names=config_dict.placeholder(str),  # a table; None: classes.json
     compare=config_dict.placeholder(str),  # a second run
@@ -56,6 +56,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     points=1000,  # images of t-SNE and PCA
     classes=20,  # at most so many, drawn at random with config.seed
     depth_images=256,  # that NMI and attention distance are means over
-    neighbors=8,
+    neighbors=8,  # nearest training images drawn for each image
     bank_images=5000,  # training images that neighbours are looked for in
   )

@@ -65,7 +65,7 @@ class ConvViT(nn.Module):
     attention_impl: 'auto', 'einsum', 'xla' or 'cudnn'; see `Attention`.
     mean: per-channel image mean, or one number for all; None is ImageNet's for
       three channels and 0.5 otherwise.
-    std: the same for the standard deviation.
+    std: per-channel image standard deviation; None as for `mean`.
     pool: 'mean' of the tokens after the final norm, or 'norm_mean', the norm of
       their mean (the authors' fine-tuning).
   """

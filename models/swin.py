@@ -65,7 +65,7 @@ class Swin(nn.Module):
       which has no gradient of a bias for windows of odd size.
     mean: per-channel image mean, or one number for all; None is ImageNet's for
       three channels and 0.5 otherwise.
-    std: the same for the standard deviation.
+    std: per-channel image standard deviation; None as for `mean`.
     norm_epsilon: of every LayerNorm (1e-6 in LocalMIM's code).
     mask_token: a mask puts a learned vector in the place of hidden tokens,
       after `patch_norm`; they stay, and all levels are whole. Cells may then

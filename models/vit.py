@@ -63,8 +63,8 @@ class ViT(nn.Module):
     remat: recompute each block in the backward pass to save memory.
     dtype: 'float32' or 'bfloat16': products and residual stream.
     attention_impl: 'auto', 'einsum', 'xla' or 'cudnn'; see `Attention`.
-    mean: per-channel image mean, or one number; None: `patches.per_channel`.
-    std: the same for the standard deviation.
+    mean: per-channel image mean, or one number; None: ImageNet's if RGB or 0.5.
+    std: per-channel image standard deviation; None as for `mean`.
     class_token: whether there is one. It and what follows differ from the
       default in weights of others (`interop`).
     registers: more tokens of no patch, after CLS (Darcet et al., 2309.16588); a

@@ -20,6 +20,7 @@ from training.ranges import pattern
 # The group of fields that a function of `configs/` returns, '' for the
 # whole config: what these say of a field holds for every config.
 GROUPS = {
+  'automatic.automatic': '',
   'common.base': '',
   'common.downstream': '',
   'beside.add': '',
@@ -29,8 +30,10 @@ GROUPS = {
   'beside.repre': 'method.repre',
   'data._data': 'data',
   'data.photos': 'data',
-  'data.folder': 'data',
+  'data.tfds': 'data',
   'optim.optim': 'optim',
+  'optim.adamw': 'optim.hyper',
+  'optim.lars': 'optim.hyper',
   'views.two_views': 'views.*',
   'views.crop': 'views.*',
   'mae.method': 'method',
@@ -42,12 +45,14 @@ GROUPS = {
 ENCODERS = dict(vit='ViT', swin='Swin', convvit='ConvViT')
 EXPLAINED = {
   'views.*': ('input_pipeline/views.py', 'View'),
+  'data': ('input_pipeline/{}.py', 'from_{}'),
   'optim': ('configs/optim.py', 'optim'),
   'method': ('pretrain/methods/{}.py', '{}'),
   'method.repre': ('pretrain/methods/repre.py', 'repre'),
   'method.decoder': ('models/masked_decoders.py', 'MaskedDecoder'),
   'method.mimic': ('pretrain/mimic.py', 'Mimicry'),
   'weights': ('interop/hints.py', 'Hints'),
+  'probe': ('transfer/probe/heads.py', 'LinearProbes'),
   'augment': ('input_pipeline/mixing.py', 'mix'),
 }
 

@@ -1,6 +1,7 @@
 """What the command line answers before a run, and what it refuses."""
 
 import ast
+import functools
 import pathlib
 import re
 import shlex
@@ -163,14 +164,40 @@ def declared_comments():
               yield path.stem, token.string.lstrip('# ')
 
 
-def test_every_comment_of_a_field_is_printed():
-  """Those of functions that declare fields, with some config or another."""
-  fields = {}
+@functools.cache
+def meanings():
+  """{(field, config file): its comment}, of every config."""
+  found = {}
   for name, config in every_config().items():
     file = CONFIGS / f'{name.partition(":")[0]}.py'
     for field, _ in leaves(config):
-      fields.setdefault((pattern(field), file), (field, config, file))
-  shown = {field_comments.comment(*field) for field in fields.values()}
+      if (pattern(field), file.name) not in found:
+        text = field_comments.comment(field, config, file)
+        found[pattern(field), file.name] = text
+  return found
+
+
+def test_every_field_has_a_meaning():
+  missing = sorted(
+    {field for (field, _), text in meanings().items() if not text}
+  )
+  assert len(meanings()) > 1000
+  assert not missing
+
+
+def test_every_meaning_is_whole():
+  """A comment that goes on in the next line would be cut off."""
+  cut = {
+    field: text
+    for (field, _), text in meanings().items()
+    if text.endswith((':', ',', ';')) or 'as the next' in text
+  }
+  assert not cut
+
+
+def test_every_comment_of_a_field_is_printed():
+  """Those of functions that declare fields, with some config or another."""
+  shown = set(meanings().values())
   wanted = {text for _, text in declared_comments()}
   assert len(wanted) > 40
   assert not wanted - shown
@@ -189,7 +216,17 @@ def test_meanings_of_some_fields():
   assert meaning('optim.decay') == 'weight decay'
   assert meaning('encoder.drop_path').startswith('rate of stochastic depth')
   assert meaning('optim.warmup_epochs') == 'length of the warm-up'
-  assert meaning('seed') == ''
+  assert meaning('seed') == 'of weights, order of images and augmentations'
+  assert meaning('encoder.mean').endswith("None: ImageNet's if RGB or 0.5")
+  assert meaning('method.repre.fusion_layers').startswith('layers per fusion')
+  assert meaning('method.masked') == "a masked branch's fields; None: none"
+  assert meaning('optim.hyper.b1') == 'decay rate of the mean of gradients'
+  assert meaning('paper').startswith("The paper's numbers for fields that the")
+
+  photos = every_config()['moco_v3:photos']
+  assert field_comments.comment('data.tile', photos, file) == (
+    'side of a tile in the photograph, pixels'
+  )
 
 
 def test_lists_are_the_tables_of_the_program():

@@ -66,7 +66,7 @@ class LinearProbes:
     batch_norm: normalise features by batch statistics, without scale and bias
       (MAE: He et al., 2022, appendix A.1).
     init_std: standard deviation of the kernels at the start, normal.
-    smoothing: of the labels.
+    smoothing: of the labels: a share that is spread evenly over all classes.
     noisy: drop paths while training, as MoBY's code does.
     chunks: into how many parts the encoder's batch is cut.
   """
