@@ -32,12 +32,12 @@ _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 
 
 class UnreadableError(ValueError):
-  """An image that cannot be decoded, told in one line."""
+  """An image that cannot be decoded, in one line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Header:
-  """What an image says of itself before its pixels are decoded.
+  """Format, size and orientation from an image's header.
 
   Attributes:
     format: such as 'JPEG'.
@@ -57,7 +57,7 @@ class Header:
 
 
 @contextlib.contextmanager
-def _told(data: bytes = b'') -> Iterator[None]:
+def _as_unreadable(data: bytes = b'') -> Iterator[None]:
   """Turns whatever the decoders raise into one kind of error."""
   try:
     yield
@@ -104,7 +104,7 @@ def _open_and(
   Where it fails, it is tried again with a file of the same pixels without
   optional metadata: these may be broken, the pixels may not.
   """
-  with _told(data):
+  with _as_unreadable(data):
     try:
       return use(open_image(data, formats.PILLOW, header=header), len(data))
     except (UnreadableError, MemoryError):
@@ -287,7 +287,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 def _array(data: bytes | np.ndarray) -> np.ndarray:
   """uint8 [h, w, c] from an array or the bytes of an .npy."""
   if isinstance(data, bytes):
-    with _told(data):
+    with _as_unreadable(data):
       data = read_npy(data)
   if data.dtype != np.uint8 or data.ndim not in (2, 3) or 0 in data.shape:
     raise UnreadableError(

@@ -1,4 +1,4 @@
-"""What decoding an image would take, told from its header alone."""
+"""What decoding an image would take, estimated from its header alone."""
 
 from PIL import Image
 

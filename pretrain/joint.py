@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from pretrain.masked_modeling import VIEW, MaskedModeling
-from pretrain.weighting import Balanced, Fixed
+from pretrain.weighting import Balanced, Fixed, keep_state, take_state
 from training.optim import Rules
 from training.protocols import Method
 from training.state import Aux, Figure
@@ -118,10 +118,8 @@ class Joint:
     )
     metrics = {PREFIX + name: x for name, x in own.metrics.items()}
     metrics |= weighed.metrics | aux.metrics | dict(loss_masked=masked)
-    return weighed.total(dict(contrast=base, masked=masked)), aux.replace(
-      metrics=metrics,
-      means=aux.means | ({STATE: weighed.state} if weighed.state else {}),
-    )
+    loss = weighed.total(dict(contrast=base, masked=masked))
+    return loss, keep_state(aux.replace(metrics=metrics), STATE, weighed)
 
   def _fixed(self) -> tuple[float, float]:
     """The weights, 1 where they are not fixed: only zeros matter."""
@@ -132,7 +130,7 @@ class Joint:
   def after_update(self, params, method_state, aux, step) -> Any:
     """The base's, and the weighting's; teachers of branches are frozen."""
     new = self.base.after_update(params, method_state, aux, step)
-    return new | {STATE: aux.means[STATE]} if STATE in method_state else new
+    return take_state(new, STATE, aux)
 
   def rules(self) -> Rules:
     """Those of the branches first, then the base's."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from training.fields import unknown
+from training.state import Aux
 
 # A loss below this counts as this: a mean absolute pixel error of a quarter of
 # an 8-bit level holds nothing to learn, and a weight of 1 / 0 would be lost.
@@ -144,7 +145,7 @@ class Balanced:
     share = jnp.maximum(1 / count, 1 / self.window)
     means = {n: state[n] + (x - state[n]) * share for n, x in seen.items()}
     weights = {n: 1 / jnp.maximum(m, SMALLEST_LOSS) for n, m in means.items()}
-    first, *others = losses
+    first, *others = self.names
     factors = {name: weights[name] / weights[first] for name in others}
     return Weighed(
       {first: 1.0, **factors},
@@ -207,25 +208,45 @@ def _metrics(
   return out
 
 
-def far_from_optimum(scalars: Mapping[str, float]) -> list[str]:
+def keep_state(aux: Aux, name: str, weighed: Weighed) -> Aux:
+  """Hands the next state of a weighting to `take_state`, if it has one."""
+  if not weighed.state:
+    return aux
+  return aux.replace(means=aux.means | {name: weighed.state})
+
+
+def take_state(method_state: Any, name: str, aux: Aux) -> Any:
+  """The method_state with the weighting's next state, if it has one."""
+  if name not in aux.means:
+    return method_state
+  return method_state | {name: aux.means[name]}
+
+
+def far_from_optimum(scalars: Mapping[str, float | None]) -> list[str]:
   """Warnings for weights that a run did not bring to their optimum.
 
   Args:
-    scalars: the last values of a run's metrics.
+    scalars: the last values of a run's metrics; None and what is not finite
+      and positive does not count.
 
   Returns:
     One line for each weight that is further than `FAR` from 1 / L.
   """
   out = []
-  for name, weight in scalars.items():
-    prefix, found, loss = name.rpartition('weight_')
-    optimum = scalars.get(f'{prefix}optimum_{loss}')
-    if not found or optimum is None or not weight > 0:
+  for key, optimum in scalars.items():
+    name = key.removeprefix('optimum_')
+    weight = scalars.get(f'weight_{name}')
+    if name == key or not (_positive(weight) and _positive(optimum)):
       continue
     if abs(math.log(weight / optimum)) > math.log(FAR):
+      group = f'config.method.{"masked" if name == "masked" else "repre"}'
       out.append(
-        f'{name} ended at {weight:.3g}, its optimum is {optimum:.3g}: set '
-        'config.method.repre.weighting=balanced, train for longer or raise '
-        'config.method.repre.weighting_lr'
+        f'weight_{name} ended at {weight:.3g}, its optimum is {optimum:.3g}: '
+        f'set {group}.weighting=balanced, or, where it is, a smaller '
+        f'{group}.weighting_window; learned weights need a longer run'
       )
   return out
+
+
+def _positive(x: float | None) -> bool:
+  return x is not None and math.isfinite(x) and x > 0

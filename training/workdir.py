@@ -47,7 +47,7 @@ SHARED_SECONDS = 30
 
 
 class WorkdirError(ValueError):
-  """A workdir that cannot be used, told in one line."""
+  """A workdir that cannot be used, message in one line."""
 
 
 def open_workdir(path: epath.PathLike) -> epath.Path:
@@ -280,13 +280,13 @@ def check_data(
         workdir,
       )
     return
-  told = (
+  message = (
     f'{workdir} holds a run on other training data: '
     f'{fingerprint.difference(then, now)} differ ({then}; now {now})'
   )
   if config.resume != 'force':
     raise WorkdirError(
-      f'{told}: its order and epochs would be others; bring the data back, '
+      f'{message}: its order and epochs would be others; bring the data back, '
       "choose another --workdir, or continue with --config.resume='force'"
     )
-  logging.warning('%s: continued with the data of now', told)
+  logging.warning('%s: continued with the data of now', message)

@@ -92,7 +92,7 @@ def _pretrain(summary: Summary, workdir: epath.Path) -> list[str]:
   weights = [
     f'{name} {summary[f"weight_{name}"]:.3g} (optimum {optimum:.3g})'
     for name, optimum in _under('optimum_', summary)
-    if f'weight_{name}' in summary
+    if None not in (optimum, summary.get(f'weight_{name}'))
   ]
   if weights:
     lines.append(f'weights of the losses: {", ".join(weights)}')

@@ -14,7 +14,13 @@ from models.decoders import FusionDecoder, level_indices
 from models.patches import unpatchify
 from pretrain.branch import Branch
 from pretrain.targets import Pixels
-from pretrain.weighting import Fixed, Weighting, make_weighting
+from pretrain.weighting import (
+  Fixed,
+  Weighting,
+  keep_state,
+  make_weighting,
+  take_state,
+)
 from training.optim import Rule, Rules
 from training.protocols import Method
 from training.recipe import Recipe
@@ -116,10 +122,8 @@ class RePre:
     metrics = dict(weighed.metrics, loss_pixels=pixels)
     if self.level_gradients:
       metrics |= self._level_gradients(params['decoder'], aux)
-    return weighed.total(losses), aux.replace(
-      metrics=aux.metrics | metrics,
-      means=aux.means | ({STATE: weighed.state} if weighed.state else {}),
-    )
+    aux = aux.replace(metrics=aux.metrics | metrics)
+    return weighed.total(losses), keep_state(aux, STATE, weighed)
 
   def _level_gradients(self, decoder, aux) -> dict[str, jax.Array]:
     """Norm of the pixel loss's gradient by level, for the first view."""
@@ -144,7 +148,7 @@ class RePre:
   def after_update(self, params, method_state, aux, step) -> Any:
     """The base's, and the weighting's."""
     new = self.base.after_update(params, method_state, aux, step)
-    return new | {STATE: aux.means[STATE]} if STATE in method_state else new
+    return take_state(new, STATE, aux)
 
   def rules(self) -> Rules:
     """Decoder and weighting first, then the base's rules."""

@@ -183,8 +183,16 @@ def test_weights_far_from_their_optimum_are_warned_of():
     weight_decay=1.0,
   )
   (line,) = far_from_optimum(ended)
-  assert line.startswith('weight_pixels ended at 1.6, its optimum is 35.7: set')
+  assert line.startswith(
+    'weight_pixels ended at 1.6, its optimum is 35.7: set '
+    'config.method.repre.weighting=balanced'
+  )
   assert far_from_optimum(dict(ended, weight_pixels=30.0)) == []
+  for nothing in (None, 0.0, float('nan'), float('inf')):
+    assert far_from_optimum(dict(ended, weight_pixels=nothing)) == []
+    assert far_from_optimum(dict(ended, optimum_pixels=nothing)) == []
+  (line,) = far_from_optimum(dict(weight_masked=1.0, optimum_masked=3.0))
+  assert 'config.method.masked.weighting=balanced' in line
 
 
 @pytest.mark.parametrize(
