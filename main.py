@@ -272,7 +272,7 @@ def main(argv: list[str]) -> None:
       if jax.process_index() == 0:
         print(table, file=sys.stderr)
     workdirs.claim(WORKDIR.value)
-    with out_of_memory.guarded(config, WORKDIR.value):
+    with out_of_memory.guarded(config):
       summary = TASKS[config.task](config, WORKDIR.value)
     if jax.process_index() == 0:
       screen.say(ending(config, summary, WORKDIR.value))

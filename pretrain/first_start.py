@@ -19,7 +19,7 @@ from input_pipeline.source import Source
 from pretrain.changed_defaults import as_begun
 from pretrain.estimate import cost_of, device_of, init_shapes, view_sizes
 from pretrain.methods import CONTRASTIVE, from_config
-from pretrain.out_of_memory import advice, remat_field
+from pretrain.out_of_memory import advice, remat_field, settle
 from pretrain.sizing import Choice, Device, choose, gib, refitted
 from training import distributed, loop, screen, sharding, storage
 from training.checkpoint import Checkpoints
@@ -73,6 +73,7 @@ def settled(
     )
   if words:
     screen.note(words)
+  settle(config)
   return config
 
 
@@ -228,7 +229,7 @@ def _recorded(
     try:
       return dict(leaves(json.loads(path.read_text())))
     except (OSError, ValueError, AttributeError):
-      return {}  # `workdir.check_config` tells
+      return {}  # `workdir.check_config` reports it
 
   old = distributed.on_lead(read)
   if not old or Checkpoints(workdir).steps():

@@ -1,18 +1,15 @@
 """What to change where memory is not enough, with numbers that would fit."""
 
 import contextlib
-import json
 import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
-import ml_collections
-
 from pretrain.estimate import cost_of, device_of
 from pretrain.footprint import Footprint
 from pretrain.sizing import FITS, Device, chunks_that_fit, gib
-from training import sharding, storage
+from training import sharding
 
 # As XLA, its allocators, NVIDIA's libraries and NumPy write it.
 SIGNS = re.compile(
@@ -35,6 +32,9 @@ class OutOfMemoryError(RuntimeError):
   """A device or the host ran out of memory; names the fields to change."""
 
 
+_settled: list[Any] = []  # the config that the guarded job runs with
+
+
 def is_out_of_memory(error: BaseException) -> bool:
   """Whether an exception, or one that it came from, says so."""
   seen = set()
@@ -47,12 +47,13 @@ def is_out_of_memory(error: BaseException) -> bool:
       SIGNS.search(text) and not NO_SPACE.search(text)
     ):
       return True
-    error = error.__cause__ or error.__context__
+    hidden = error.__suppress_context__  # raised `from` another, or from None
+    error = error.__cause__ if hidden else error.__context__
   return False
 
 
 def wanted_bytes(text: str) -> float | None:
-  """The size of the allocation that failed, where a message tells it."""
+  """The size of the allocation that failed, if the message states it."""
   found = ALLOCATION.search(text)
   if found is None:
     return None
@@ -135,20 +136,20 @@ def remat_field(config: Any) -> str:
 
 
 @contextlib.contextmanager
-def guarded(config: Any, workdir: str) -> Iterator[None]:
+def guarded(config: Any) -> Iterator[None]:
   """Raises `OutOfMemoryError` in the place of errors that mean so.
 
   Args:
-    config: of the job; where the workdir has a config.json, that one counts, in
-      which nothing is left open.
-    workdir: of the job.
+    config: of the job; once `settle` was called that one counts, in which
+      nothing is left open.
   """
+  _settled.clear()
   try:
     yield
   except Exception as error:
     if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
       raise
-    raise explained(error, *_known(config, workdir)) from error
+    raise explained(error, *_known(config)) from error
 
 
 def explained(
@@ -174,12 +175,15 @@ def explained(
   return OutOfMemoryError(message(error, ways, device))
 
 
-def _known(config: Any, workdir: str) -> tuple[Any, Device, Footprint | None]:
-  """The config of a job that failed, its devices and its cost, if it tells."""
-  device = device_of(sharding.make_mesh())
-  path = storage.resolve(workdir) / 'config.json'
-  with contextlib.suppress(OSError, ValueError):
-    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+def settle(config: Any) -> None:
+  """States the config that the job of `guarded` runs with from now on."""
+  _settled[:] = [config]
+
+
+def _known(config: Any) -> tuple[Any, Device, Footprint | None]:
+  """The config of a job that failed, its devices, and its cost or None."""
+  config = _settled[0] if _settled else config
+  device = device_of(sharding.make_mesh(config.get('fsdp') or 1))
   cost = None
   # An estimate must never hide the error that it is to explain.
   with contextlib.suppress(Exception):

@@ -64,7 +64,7 @@ def small(name, words, **method):
       view.size = LOCAL
   config.data.image_size = SIZE
   config.update(batch_size=tiny_run.BATCH, steps=STEPS)
-  config.update(log_every=1, eval_every=0)
+  config.update(log_every=1, eval_every=0, checkpoint_every=0)
   if config.data.name == 'arrays':
     config.data.update(data_dir=tiny_run.data(), test_split='test')
   return config

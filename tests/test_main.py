@@ -468,12 +468,13 @@ class TestConfigs:
     fewer = {}
     if words and 'mini' not in words:
       fewer = SHALLOW[config.encoder.name.partition('_')[0]]
-    method = from_config(
-      config, channels=channels, steps_per_epoch=10, total=100, **fewer
-    )
     size = config.data.image_size
     if config.encoder.name in ('convvit_s', 'convvit_b'):
       size = 32  # patches of 16 do not tile the small photographs
+      config.data.image_size = size
+    method = from_config(
+      config, channels=channels, steps_per_epoch=10, total=100, **fewer
+    )
     batch = {}
     for view, fields in config.views.items():
       sides = View(**{'size': size, **fields}).size

@@ -24,7 +24,7 @@ import tempfile
 import jax
 import numpy as np
 
-from configs import moco_v3
+from configs import automatic, moco_v3
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZE, PATCH, CLASSES = 16, 8, 4
@@ -37,7 +37,7 @@ _FOLDER = tempfile.TemporaryDirectory(prefix='tiny_run')
 def get_config(arg=None):
   """MoCo v3 on a ViT of two blocks; `arg` may be 'repre' and a data word."""
   words = [f'vit_mini{PATCH}', *filter(None, (arg or '').split(','))]
-  config = moco_v3.get_config(','.join(words))
+  config = automatic.as_published(moco_v3.get_config(','.join(words)))
   config.encoder.update(width=32, depth=2, num_heads=2)
   config.method.update(hidden=32, out=16)
   if config.method.repre:

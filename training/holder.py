@@ -42,8 +42,12 @@ def _began(pid: int) -> str | None:
   return None if state in 'ZX' else fields[18]  # a zombie has ended
 
 
+# Shorter than a machine takes to start again; longer than two signs of life.
+REBOOT_SECONDS = 70.0
+
+
 def _numbering() -> int | None:
-  """Which processes numbers are of: containers have numbers of their own."""
+  """Inode of the PID namespace; containers have their own."""
   try:
     return os.stat('/proc/self/ns/pid').st_ino
   except OSError:
@@ -99,7 +103,8 @@ def lives(record: dict[str, Any], *, age: float, free: bool) -> bool:
     if free and record.get('flock'):
       return False
   elif here and boot and record.get('boot'):
-    return False  # the machine was started again since
+    # Started again since, or another machine of the same name.
+    return age < REBOOT_SECONDS and not (free and record.get('flock'))
   elif here and not boot:
     return _began(record.get('pid', 0)) is not None
   return age < LAPSE_SECONDS and not (free and not record)

@@ -20,6 +20,7 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import sys
 import threading
 import time
@@ -123,17 +124,20 @@ class _Lock:
     threading.Thread(target=self._beat, daemon=True).start()
 
   def _beat(self) -> None:
+    lost = 0
     while not self._ended.wait(BEAT_SECONDS):
       try:
-        if not self._show():
-          logging.warning(
-            '%s is no longer the lock of this run: another run may work in '
-            'the same workdir',
-            self.path,
-          )
-          return
-      except OSError as error:
+        held = self._show() or not self.path.exists()  # removed: nobody's
+        lost = 0 if held else lost + 1
+      except Exception as error:  # clients of object stores have their own
         logging.warning('%s could not be written: %s', self.path, error)
+      if lost > 1:  # one may be a record that was read half written
+        # Stopped for longer than the lock lasts, such as a suspended machine.
+        exits.say(
+          f'error: {self.path} is no longer the lock of this run: another run '
+          'took over the workdir, and this one ends without saving'
+        )
+        exits.leave(1)
 
   def close(self) -> None:
     """Gives it back."""
@@ -148,12 +152,13 @@ class _OnDisk(_Lock):
   """A file that appears with its content, locked: it is linked to its name."""
 
   def _acquire(self, folder: epath.Path) -> None:
-    name = f'{NAME}.{platform.node()}.{os.getpid()}'
+    # Containers can share the host's name and have equal process numbers.
+    name = f'{NAME}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}'
     part = folder / name
-    self._file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    self._file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
       record = record_of(os.fspath(folder))
-      record['flock'] = _flock(self._file) is not None
+      record['flock'] = _flock(self._file) is True
       os.write(self._file, json.dumps(record).encode())
       self._until = time.monotonic() + PATIENCE_SECONDS
       while not (self._link(part) or self._replace(part)):

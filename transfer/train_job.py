@@ -1,6 +1,7 @@
 """What jobs that train on an encoder share: batch, checks and the loop."""
 
 import contextlib
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,23 +18,24 @@ from training.step import Run
 from transfer.job import Job
 
 
-def with_batch(config: Any, images: int, devices: int, *, unit: int = 1) -> Any:
+def with_batch(job: Job, *, unit: int = 1) -> Any:
   """The config with a batch that the data can fill, with a notice if changed.
 
   Args:
-    config: of a job that trains.
-    images: number of training images.
-    devices: that share a batch.
+    job: a job that trains; where its workdir has a checkpoint, the batch of
+      that run is kept, on any number of devices.
     unit: what else divides the batch.
 
   Raises:
     ValueError: too few images for a batch at all, or a batch that devices and
       chunks do not divide.
   """
-  unit = math.lcm(devices * max(config.chunks, 1), unit)
+  config, images = job.config, len(job.train)
+  unit = math.lcm(job.mesh.size * max(config.chunks, 1), unit)
   most = images // unit * unit
   if config.batch_size <= images or not most:
     return config
+  most = _recorded_batch(job) or most
   screen.note(
     f'config.batch_size={config.batch_size} is more than the {images:,} '
     f'training images: {most} in its place; rates are per {config.optim.per} '
@@ -43,6 +45,20 @@ def with_batch(config: Any, images: int, devices: int, *, unit: int = 1) -> Any:
   with config.unlocked():
     config.batch_size = most
   return config
+
+
+def _recorded_batch(job: Job) -> int | None:
+  """The batch of the run that continues; None where there is none."""
+
+  def read():
+    if not Checkpoints(job.workdir).steps():
+      return None
+    try:
+      return json.loads((job.workdir / 'config.json').read_text())['batch_size']
+    except (OSError, ValueError, TypeError, KeyError):
+      return None  # `workdir.check_config` reports it
+
+  return distributed.on_lead(read)
 
 
 def check_run(job: Job, config: Any, images: int) -> tuple[int, int]:

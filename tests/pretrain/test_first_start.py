@@ -20,6 +20,7 @@ from configs import (
 from pretrain import estimate, first_start
 from pretrain.sizing import Device
 from training import sharding, workdir
+from training.fields import get_field
 from training.workdir import WorkdirError
 
 SMALL = dict(width=16, depth=1, num_heads=2)
@@ -79,7 +80,7 @@ def test_every_open_field_has_a_number(settled, tmp_path, capfd):
   found = settled(config(), tmp_path)
   assert 'paper' not in found
   for name in automatic.OPEN:
-    value = first_start._get(found, name)
+    value = get_field(found, name)
     assert value is not None or name.startswith('method.')
   assert found.steps > 0 and found.batch_size <= 102
   text = capfd.readouterr().err

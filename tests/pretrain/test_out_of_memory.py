@@ -101,7 +101,7 @@ def test_any_job_is_guarded(task, tmp_path):
     config.remat = False
   with (
     pytest.raises(OutOfMemoryError, match='out of memory on') as raised,
-    out_of_memory.guarded(config, tmp_path),
+    out_of_memory.guarded(config),
   ):
     raise RuntimeError('Out of memory allocating 72726037696 bytes.')
   text = str(raised.value)
@@ -111,6 +111,31 @@ def test_any_job_is_guarded(task, tmp_path):
   assert ('config.remat=True' in text) == (task == 'finetune')
   with (
     pytest.raises(ValueError, match='other'),
-    out_of_memory.guarded(config, '.'),
+    out_of_memory.guarded(config),
   ):
     raise ValueError('other')
+
+
+def test_the_config_that_was_settled_is_what_the_advice_is_for():
+  """Before config.json is written; the command line leaves fields open."""
+  opened = dict(task='finetune', batch_size=None, chunks=None, dtype=None)
+  config = ml_collections.ConfigDict(opened | dict(remat=True))
+  settled = ml_collections.ConfigDict(
+    dict(opened, batch_size=64, chunks=2, dtype='float32', remat=True)
+  )
+  with (
+    pytest.raises(OutOfMemoryError, match=r'\(now 64\)'),
+    out_of_memory.guarded(config),
+  ):
+    out_of_memory.settle(settled)
+    raise RuntimeError('Out of memory allocating 72726037696 bytes.')
+
+
+def test_an_error_raised_from_none_is_itself():
+  try:
+    try:
+      raise MemoryError
+    except MemoryError:
+      raise ValueError('too many unreadable images') from None
+  except ValueError as error:
+    assert not out_of_memory.is_out_of_memory(error)

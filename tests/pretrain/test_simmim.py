@@ -253,10 +253,10 @@ def test_a_convvit_is_refused():
 @pytest.mark.parametrize(
   ('words', 'epochs', 'schedule'),
   [
-    ('swin_b,folder', 100, 'moby'),
-    ('swin_b,folder,epochs800', 800, 'steps'),
-    ('swin_l,folder', 800, 'steps'),
-    ('vit_b16,folder', 800, 'steps'),
+    ('swin_b,folder,paper', 100, 'moby'),
+    ('swin_b,folder,paper,epochs800', 800, 'steps'),
+    ('swin_l,folder,paper', 800, 'steps'),
+    ('vit_b16,folder,paper', 800, 'steps'),
     ('vit_mini4,photos', 21.82, 'moby'),
   ],
 )

@@ -23,6 +23,7 @@ KEPT = dict(
   moby={'queue1', 'queue2', 'pointer'},
   dino={'centre'},
 )
+WEIGHTING = {f'weighting/{n}' for n in ('count', 'contrast', 'pixels')}
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +54,8 @@ def test_two_processes_take_the_steps_of_one(name, folder):
     got = dict(file)
   assert got.keys() == want.keys()
   kept = {n for n in want if not n.startswith(('loss', 'grad_norm'))}
-  assert kept == {f'{n} {i}' for n in KEPT.get(name, ()) for i in range(2)}
+  states = KEPT.get(name, set()) | WEIGHTING
+  assert kept == {f'{n} {i}' for n in states for i in range(2)}
   for path, leaf in want.items():
     most = np.abs(leaf).max()
     assert most > 0 or path.startswith('pointer'), path

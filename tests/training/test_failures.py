@@ -67,6 +67,7 @@ def test_a_missing_package_names_the_way_out(tmp_path):
 
 
 def test_nowhere_to_keep_it(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(failures, '_folder', None)  # of an earlier run
   monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'none'))
   failures.report(ValueError('x'), 'x')
   assert capsys.readouterr().err == 'error: x\n'

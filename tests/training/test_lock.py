@@ -198,3 +198,35 @@ def test_a_folder_that_cannot_be_written_needs_none(folder, monkeypatch):
   assert not workdir.writable(opened)
   with pytest.raises(workdir.WorkdirError, match='Read-only file system'):
     workdir.record(opened, None)
+
+
+def test_a_run_whose_lock_was_taken_over_ends(folder):
+  """As after a suspend that outlasted the lock: two would write."""
+  hurried = HOLD.replace(
+    'import lock\n', 'import lock\nlock.BEAT_SECONDS = 0.05\n'
+  )
+  child = subprocess.Popen(
+    [sys.executable, '-c', hurried, str(folder)],
+    cwd=tiny_run.ROOT,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert child.stdout.readline() == 'held\n'
+  other = folder / 'other'
+  other.write_text(json.dumps(holder.record_of(str(folder)) | dict(pid=1)))
+  other.replace(folder / lock.NAME)
+  assert child.wait(timeout=30) == 1
+  last = child.stderr.read().splitlines()[-1]
+  assert last.startswith(f'error: {folder / lock.NAME} is no longer the lock')
+  assert (folder / lock.NAME).exists()  # it is the other's
+
+
+def test_machines_of_one_name_are_told_apart_by_their_signs_of_life():
+  """Without the system's lock, as on NFS and in object stores."""
+  record = holder.record_of('w') | dict(boot='another', flock=False)
+  assert holder.lives(record, age=3, free=False)
+  assert not holder.lives(record, age=holder.REBOOT_SECONDS + 1, free=False)
+  # On a disk with it, a machine that has started again is known at once.
+  assert not holder.lives(record | dict(flock=True), age=3, free=True)

@@ -39,12 +39,14 @@ def start_main(workdir, *before):
   """`main.py` as a process that says when its handlers are there."""
   command = tiny_run.command(workdir)
   listening = (
-    'import runpy, sys\n'
+    'import runpy, signal, sys\n'
+    'signal.signal(signal.SIGHUP, signal.SIG_DFL)\n'  # also under nohup
     'from training import signals\n'
     'old = signals.listen\n'
     'def listen():\n'
-    '  old()\n'
+    '  listener = old()\n'
     '  print("listening", flush=True)\n'
+    '  return listener\n'
     'signals.listen = listen\n'
     'sys.argv = sys.argv[1:]\n'
     'runpy.run_path(sys.argv[0], run_name="__main__")\n'
@@ -106,6 +108,7 @@ def test_a_lost_terminal_does_not_keep_it_from_saving():
       '-c',
       HEAD
       + (
+        'signal.signal(signal.SIGHUP, signal.SIG_DFL)\n'  # also under nohup
         'with signals.listening() as stop:\n'
         '  print("ready", file=sys.stderr, flush=True)\n'
         '  while not stop.received:\n'

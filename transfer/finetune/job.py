@@ -38,9 +38,7 @@ def finetune(config: Any, workdir: epath.PathLike) -> dict[str, float]:
   job = open_job(config, workdir, **_computing(config))
   need_labels(job)
   mixes = config.augment.mixup or config.augment.cutmix
-  config = with_batch(
-    config, len(job.train), job.mesh.size, unit=2 if mixes else 1
-  )
+  config = with_batch(job, unit=2 if mixes else 1)
   job = dataclasses.replace(job, config=config)
   config = _with_encoder(config, job)
   per_epoch, total = check_run(job, config, len(job.train))

@@ -40,7 +40,7 @@ def linear_probe(config: Any, workdir: epath.PathLike) -> dict[str, Any]:
   check_fields(config)
   job = open_job(config, workdir)
   need_labels(job)
-  config = with_batch(config, len(job.train), job.mesh.size)
+  config = with_batch(job)
   job = dataclasses.replace(job, config=config)
   per_epoch, total = check_run(job, config, len(job.train))
   _schedule(config, per_epoch, total)  # unknown words, before features are made
