@@ -1,4 +1,4 @@
-"""What data of any size leave open: the recipe is chosen at the first start.
+"""Config fields whose values are chosen at the first start.
 
 Fields that are None here are filled in by `pretrain.first_start` from the
 number of images and the device's memory; a number on the command line or in a
@@ -61,7 +61,7 @@ def data(words: ml_collections.ConfigDict) -> dict:
     words: of `common.parse`.
 
   Raises:
-    ValueError: the word `paper` for data with a recipe of their own.
+    ValueError: the word `paper` for data with their own recipe.
   """
   if words.get(WORD) and words.data in common.SMALL:
     raise ValueError(

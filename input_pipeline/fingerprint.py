@@ -1,4 +1,4 @@
-"""What a data set is known by when a run continues, and to other processes.
+"""Identifies a data set across restarts and processes, and to other processes.
 
 A fingerprint covers the number of images, all labels and classes, and
 
@@ -30,7 +30,7 @@ _TIMES = ', times '
 
 
 def fingerprint(source: Source) -> str:
-  """What a data set is known by; where it lies does not count.
+  """Digest of a data set, independent of its location.
 
   Args:
     source: the data set.

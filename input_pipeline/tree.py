@@ -116,7 +116,7 @@ def read_file(path: str | bytes) -> bytes:
   # Without O_NONBLOCK opening a pipe waits for someone to write into it.
   number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
   mode = os.fstat(number).st_mode
-  if stat.S_ISDIR(mode):  # `open` would tell its number for a name
+  if stat.S_ISDIR(mode):  # the error of `open` would name a descriptor
     os.close(number)
     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
   with open(number, 'rb', buffering=0) as file:

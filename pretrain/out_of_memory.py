@@ -80,7 +80,7 @@ def advice(
       does so already, or none does.
     device: where it ran.
     cost: of a step; None where it is not known.
-    wanted: bytes that were not to be had, if that is known.
+    wanted: bytes of the failed allocation, if that is known.
 
   Returns:
     Text that begins with the first field.

@@ -65,7 +65,7 @@ def _round_up(size: int) -> int:
 
 
 def on_lead(fn: Callable[[], Any]) -> Any:
-  """Runs a function on process 0; what comes of it is everyone's.
+  """Runs a function on process 0; broadcasts its result or exception.
 
   For whatever is read and decided on shared storage: other processes may see
   an older state of it, and an error on one of them alone would leave the
@@ -86,19 +86,19 @@ def on_lead(fn: Callable[[], Any]) -> Any:
   if jax.process_index() == 0:
     try:
       found = fn()
-    except Exception as raised:  # told on every process, not only here
+    except Exception as raised:  # raised on every process, not only here
       error = raised
       outcome = pickle.dumps(_portable(raised))
     else:
       outcome = pickle.dumps(found)
   else:
     outcome = b''
-  told = broadcast(outcome, error is not None)
+  message = broadcast(outcome, error is not None)
   if error is not None:
     raise error
-  if told[1]:
-    raise pickle.loads(told[0])
-  return pickle.loads(told[0])
+  if message[1]:
+    raise pickle.loads(message[0])
+  return pickle.loads(message[0])
 
 
 def broadcast(data: bytes, flag: bool) -> tuple[bytes, bool]:

@@ -23,7 +23,7 @@ def _text(path: str) -> str | None:
 
 
 def _began(pid: int) -> str | None:
-  """When a process began, in ticks since the boot: a number used again is new.
+  """When a process began, in ticks since the boot: distinguishes a reused pid.
 
   None where there is no such process, '' where the system does not say.
   """

@@ -58,7 +58,7 @@ class Reporter:
     self.restart(start)
     if self.lead:
       self._events = tensorboard.Events(workdir, start=start)
-      # A report of step s covers the steps before it, a note is of step s.
+      # A report of step s covers the steps before it, a note describes step s.
       self._rows = Rows(
         workdir / 'metrics.jsonl', lambda row: row['step'] <= start
       )

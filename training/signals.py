@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from training import exits
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: start me again
-# Launchers and schedulers pass one wish on several ways at once.
+# Launchers and schedulers deliver one stop request by several signals.
 BURST_SECONDS = 1.0
 # What people, terminals and schedulers (SLURM, LSF, Grid Engine) stop a run
 # with; not every system has all of them.

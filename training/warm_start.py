@@ -117,7 +117,7 @@ def check_fits(
 def matching(
   found: Mapping[str, np.ndarray], params: Any, *, what: str
 ) -> dict[str, np.ndarray]:
-  """What of a run's parameters another method can start from.
+  """Selects the parameters that another method can start from.
 
   The encoder must fit as a whole; heads, decoders and a mask token are taken
   where name and shape agree, and what is not taken is logged.

@@ -124,7 +124,7 @@ def read_summary(path: epath.Path) -> dict[str, Any] | None:
   except FileNotFoundError:
     return None
   except (OSError, ValueError) as error:
-    logging.warning('%s is damaged (%s): it is made again', file, error)
+    logging.warning('%s is damaged (%s): it will be rewritten', file, error)
     return None
   return found if isinstance(found, dict) else None
 
@@ -286,7 +286,8 @@ def check_data(
   )
   if config.resume != 'force':
     raise WorkdirError(
-      f'{message}: its order and epochs would be others; bring the data back, '
-      "choose another --workdir, or continue with --config.resume='force'"
+      f'{message}: the order of images and the epochs would differ; bring the '
+      'data back, choose another --workdir, or continue with '
+      "--config.resume='force'"
     )
-  logging.warning('%s: continued with the data of now', message)
+  logging.warning('%s: continued with the present data', message)
