@@ -32,9 +32,11 @@ def as_begun(config: Any, workdir: str) -> Any:
   """
   old = distributed.on_lead(lambda: _recorded(workdir))
   for name, (now, before, came) in CHANGED.items():
-    group = name.rpartition('.')[0]
+    group, _, field = name.rpartition('.')
     recorded = get_field(old, group)
     if not recorded or came in recorded or get_field(config, name) != now:
+      continue
+    if recorded.get(field, before) != before:
       continue
     config = ml_collections.ConfigDict(config.copy_and_resolve_references())
     with config.unlocked():

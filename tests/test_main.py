@@ -37,17 +37,7 @@ from training.warm_start import load_params
 CONFIGS = sorted(
   path.stem
   for path in (tiny_run.ROOT / 'configs').glob('*.py')
-  if path.stem
-  not in (
-    '__init__',
-    'automatic',
-    'beside',
-    'common',
-    'data',
-    'optim',
-    'views',
-    'words',
-  )
+  if path.stem not in tiny_run.SHARED_CONFIGS
 )
 
 

@@ -10,6 +10,7 @@ import sys
 import pytest
 from absl import flags
 from ml_collections import config_flags
+from tiny_run import SHARED_CONFIGS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What each package may import of ours, besides itself.
@@ -231,16 +232,7 @@ def test_documented_options_parse(command, monkeypatch):
 
 def test_config_docstrings_show_a_command():
   for path in sources('configs'):
-    if path.stem not in (
-      '__init__',
-      'automatic',
-      'beside',
-      'common',
-      'data',
-      'optim',
-      'views',
-      'words',
-    ):
+    if path.stem not in SHARED_CONFIGS:
       text = ast.get_docstring(tree(path))
       assert f'--config=configs/{path.name}' in text, path.name
 

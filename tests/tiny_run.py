@@ -31,6 +31,17 @@ SIZE, PATCH, CLASSES = 16, 8, 4
 TRAIN, TEST = 48, 16
 STEPS, BATCH = 6, 16
 # Kept until the process ends: `data` and `finished` are shared by test files.
+# Files of `configs/` that configs share.
+SHARED_CONFIGS = (
+  '__init__',
+  'automatic',
+  'beside',
+  'common',
+  'data',
+  'optim',
+  'views',
+  'words',
+)
 _FOLDER = tempfile.TemporaryDirectory(prefix='tiny_run')
 
 

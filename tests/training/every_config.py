@@ -7,20 +7,11 @@ from unittest import mock
 
 from configs import common
 from configs.data import DATA
+from tests.tiny_run import SHARED_CONFIGS
 
 CONFIGS = pathlib.Path(common.__file__).parent
-SHARED = (
-  '__init__',
-  'automatic',
-  'beside',
-  'common',
-  'data',
-  'optim',
-  'views',
-  'words',
-)
 FILES = sorted(
-  path.stem for path in CONFIGS.glob('*.py') if path.stem not in SHARED
+  path.stem for path in CONFIGS.glob('*.py') if path.stem not in SHARED_CONFIGS
 )
 ENCODERS = (
   *(f'{name}16' for name in common.VITS),
