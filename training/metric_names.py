@@ -114,4 +114,4 @@ def value_text(key: str, value: float) -> str:
   """A value with its unit, such as '34.9 %' or '0.0281'."""
   if metric(key).unit == PERCENT:
     return f'{value:.1f} %'
-  return f'{value:.4g}'
+  return f'{value:.{3 if key == "lr" else 4}g}'
