@@ -30,6 +30,8 @@ def as_begun(config: Any, workdir: str) -> Any:
   Returns:
     The config itself where the run is new or from after the changes.
   """
+  if not Checkpoints(workdir).steps():  # which all processes ask together
+    return config
   old = distributed.on_lead(lambda: _recorded(workdir))
   for name, (now, before, came) in CHANGED.items():
     group, _, field = name.rpartition('.')
@@ -52,8 +54,6 @@ def as_begun(config: Any, workdir: str) -> Any:
 
 def _recorded(workdir: str) -> dict[str, Any]:
   """config.json of a run that has checkpoints; {} where it cannot be read."""
-  if not Checkpoints(workdir).steps():
-    return {}
   try:
     old = json.loads((storage.resolve(workdir) / 'config.json').read_text())
   except (OSError, ValueError):

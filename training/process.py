@@ -1,6 +1,7 @@
 """A process: where it keeps compiled programs, how it explains an error."""
 
 import ast
+import contextlib
 import importlib.util
 import os
 import tempfile
@@ -69,7 +70,8 @@ def explain(error: BaseException, workdir: str | None) -> str:
   unknown = isinstance(error, KeyError | AttributeError)
   text = str(error.args[0]) if unknown and error.args else str(error)
   if unknown and text[:1] in ('"', "'") and text[-1:] == text[:1]:
-    text = ast.literal_eval(text)  # a KeyError's text within another's
+    with contextlib.suppress(ValueError, SyntaxError):  # "'X' ... 'y'"
+      text = ast.literal_eval(text)  # a KeyError's text within another's
   text = ' '.join(text.split())
   if unknown:
     return f'unknown name: {text}'

@@ -49,10 +49,10 @@ def with_batch(job: Job, *, unit: int = 1) -> Any:
 
 def _recorded_batch(job: Job) -> int | None:
   """The batch of the run that continues; None where there is none."""
+  if not Checkpoints(job.workdir).steps():  # which all processes ask together
+    return None
 
   def read():
-    if not Checkpoints(job.workdir).steps():
-      return None
     try:
       return json.loads((job.workdir / 'config.json').read_text())['batch_size']
     except (OSError, ValueError, TypeError, KeyError):
